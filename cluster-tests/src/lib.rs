@@ -1,0 +1,1 @@
+//! Real processes, faults, an oracle, one file per invariant.

@@ -1,0 +1,105 @@
+//! How sandboxes are run. One room each: `process`, `simulated`; others (containers) stand beside them.
+
+pub mod process;
+pub mod simulated;
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::boottime::BootTime;
+use crate::files::FileFault;
+use crate::plan::Exit;
+use crate::spec::SandboxSpec;
+use crate::table::{Order, Phase};
+
+/// This node can't do what it has to: the agent stops.
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeFault {
+    /// A file or folder of the data directory.
+    #[error(transparent)]
+    Files(#[from] FileFault),
+    /// A record on disk that can't be read.
+    #[error("record {} can't be read", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A process that can't be got rid of or looked at.
+    #[error("processes of sandbox {sandbox_id}: {what}")]
+    Processes {
+        /// Whose.
+        sandbox_id: String,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// Why a sandbox does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum CreateError {
+    /// It could not be started, and nothing of it is left. For people.
+    #[error("{0}")]
+    Start(String),
+    /// It could not be started, and it is not sure what is left.
+    #[error(transparent)]
+    Fault(#[from] RuntimeFault),
+}
+
+/// The workload of a sandbox has ended by itself, or because it was told to.
+#[derive(Clone, Debug)]
+pub struct Exited {
+    /// Which.
+    pub sandbox_id: String,
+    /// How.
+    pub exit: Exit,
+}
+
+/// A sandbox that was there when the agent started.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// What it is, and when its time is over.
+    pub order: Order,
+    /// Running or exited.
+    pub phase: Phase,
+    /// It was ended because its time was over.
+    pub expired: bool,
+}
+
+/// How an agent runs sandboxes.
+///
+/// For one sandbox the agent calls `create` and `remove` one after the other, never at once; `end` and `instruct` only
+/// in between, and not after `remove` was called. Exits go to the channel that the runtime was made with.
+pub trait Runtime: Send + Sync + 'static {
+    /// Why a sandbox of this kind can't be run here at all. Looks at nothing but the spec.
+    fn admit(&self, spec: &SandboxSpec) -> Result<(), String>;
+
+    /// What runs or has run here, from what is really there. Called once, before everything else.
+    fn recover(&self) -> impl Future<Output = Result<Vec<Recovered>, RuntimeFault>> + Send;
+
+    /// Starts it. When this returns `Ok`, the workload has really been started.
+    fn create(&self, order: Order) -> impl Future<Output = Result<(), CreateError>> + Send;
+
+    /// Ends the workload: asks it to, and kills it after `grace`. Its record stays, and its exit will be told.
+    fn end(&self, sandbox_id: &str, grace: Duration) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+
+    /// Ends it as `end` does, if it still runs, and removes everything of it. When this returns `Ok`, nothing is left.
+    fn remove(&self, sandbox_id: &str, grace: Duration) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+
+    /// Changes when its time is over.
+    fn instruct(
+        &self,
+        sandbox_id: &str,
+        expires_at: Option<BootTime>,
+        leased: bool,
+    ) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+
+    /// Where its output is; an error for people if this runtime keeps none.
+    fn log(&self, sandbox_id: &str) -> Result<PathBuf, String>;
+
+    /// Lets go of what runs, without ending it, and waits for the runtime's own tasks.
+    fn release(&self) -> impl Future<Output = ()> + Send;
+}

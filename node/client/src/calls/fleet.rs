@@ -1,0 +1,58 @@
+//! `FleetService`.
+
+use sandkeeper_proto::v1;
+
+use super::{unary, with_request_id};
+use crate::client::{Client, Kind};
+use crate::error::ClientError;
+
+impl Client {
+    /// All agents.
+    pub async fn list_agents(&self, read: v1::ReadOptions) -> Result<v1::ListAgentsResponse, ClientError> {
+        let request = v1::ListAgentsRequest { read: Some(read) };
+        unary!(self, fleet, list_agents, Kind::SHORT, request)
+    }
+
+    /// One agent.
+    pub async fn get_agent(
+        &self,
+        agent_id: impl Into<String>,
+        read: v1::ReadOptions,
+    ) -> Result<v1::GetAgentResponse, ClientError> {
+        let request = v1::GetAgentRequest { agent_id: agent_id.into(), read: Some(read) };
+        unary!(self, fleet, get_agent, Kind::SHORT, request)
+    }
+
+    /// What the fleet has, has given away, and has left.
+    pub async fn capacity(&self, read: v1::ReadOptions) -> Result<v1::GetCapacityResponse, ClientError> {
+        let request = v1::GetCapacityRequest { read: Some(read) };
+        unary!(self, fleet, get_capacity, Kind::SHORT, request)
+    }
+
+    /// No new sandboxes for this agent.
+    pub async fn cordon_agent(
+        &self,
+        mut request: v1::CordonAgentRequest,
+    ) -> Result<v1::CordonAgentResponse, ClientError> {
+        with_request_id(&mut request.request_id);
+        unary!(self, fleet, cordon_agent, Kind::SHORT, request)
+    }
+
+    /// New sandboxes for this agent again.
+    pub async fn uncordon_agent(
+        &self,
+        mut request: v1::UncordonAgentRequest,
+    ) -> Result<v1::UncordonAgentResponse, ClientError> {
+        with_request_id(&mut request.request_id);
+        unary!(self, fleet, uncordon_agent, Kind::SHORT, request)
+    }
+
+    /// Takes an agent out of the state.
+    pub async fn remove_agent(
+        &self,
+        mut request: v1::RemoveAgentRequest,
+    ) -> Result<v1::RemoveAgentResponse, ClientError> {
+        with_request_id(&mut request.request_id);
+        unary!(self, fleet, remove_agent, Kind::SHORT, request)
+    }
+}

@@ -1,0 +1,5 @@
+//! The client against in-process servers that fail on command.
+
+mod failover;
+mod fake;
+mod watching;

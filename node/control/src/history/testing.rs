@@ -1,0 +1,28 @@
+//! Entries for tests.
+
+use sandkeeper_statemachine::{Actor, Entry, Event, EventKind, Header, Revision, Subject, Timestamp};
+use uuid::Uuid;
+
+/// An entry of `count` events that change nothing but the revision (the first entry of a history begins with
+/// `ClusterCreated`, as the state wants it).
+pub(crate) fn filler(base_revision: Revision, term: u64, count: usize) -> Entry {
+    let events = (0..count).map(|i| event(base_revision == 0 && i == 0)).collect();
+    let time = Timestamp(1_700_000_000_000_000_000 + base_revision.cast_signed() * 1000);
+    Entry::new(base_revision, term, time, events)
+}
+
+fn event(first: bool) -> Event {
+    let kind = if first {
+        EventKind::ClusterCreated { cluster_id: Uuid::from_u128(0x5a), cluster_version: 1 }
+    } else {
+        EventKind::RequestsPruned { until: Timestamp(0), limit: 1 }
+    };
+    let header = Header {
+        actor: Actor::Leader,
+        reason: "a test".to_owned(),
+        request: None,
+        subject: Subject::default(),
+        previous: 0,
+    };
+    Event { header, kind }
+}

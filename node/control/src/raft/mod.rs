@@ -1,0 +1,3 @@
+//! openraft: the type config, the peer network, the peer service.
+
+pub mod types;

@@ -1,0 +1,247 @@
+//! What the log is for those who read it: its bounds, the vote, and its newest entries, in memory.
+//!
+//! The disk is always behind: an entry is in here before `append` returns, and leaves only after it is durable. So
+//! whoever reads looks here first, and finds on the disk all that is older.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::block;
+use crate::raft::types::{LogEntry, LogId, Vote};
+use crate::storage::StorageError;
+
+struct Cached {
+    entry: LogEntry,
+    weight: usize,
+    /// Which append brought it.
+    append: u64,
+}
+
+struct State {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    /// The last entry, or what was purged last.
+    last: Option<LogId>,
+    /// The index of the oldest entry that is not purged, or that comes next.
+    first: u64,
+    /// The newest entries, without a hole, up to the last.
+    cache: VecDeque<Cached>,
+    cache_bytes: usize,
+    /// The number of the last append.
+    appends: u64,
+    /// The number of the last append that is durable.
+    durable: u64,
+    /// Counts truncations and purges. A reader that began before one reads again.
+    epoch: u64,
+}
+
+impl State {
+    fn next_index(&self) -> u64 {
+        self.last.map_or(self.first, |last| last.index + 1)
+    }
+
+    fn cache_first(&self) -> u64 {
+        self.cache.front().map_or(self.next_index(), |cached| cached.entry.log_id.index)
+    }
+
+    fn drop_front(&mut self) {
+        if let Some(cached) = self.cache.pop_front() {
+            self.cache_bytes -= cached.weight;
+        }
+    }
+
+    fn trim(&mut self, limit: usize) {
+        while self.cache_bytes > limit && self.cache.front().is_some_and(|front| front.append <= self.durable) {
+            self.drop_front();
+        }
+    }
+}
+
+/// The part of a read that is on the disk, and the part that is here.
+pub(super) struct Plan {
+    /// Counts truncations and purges.
+    pub epoch: u64,
+    /// The oldest index that can be read.
+    pub first: u64,
+    /// What has to be read from the disk; may be empty.
+    pub disk: Range<u64>,
+    /// What follows it. If the read is limited and something is on the disk, nothing.
+    pub cached: Vec<LogEntry>,
+}
+
+/// Where an open log stands.
+pub(super) struct Bounds {
+    pub vote: Option<Vote>,
+    pub committed: Option<LogId>,
+    pub purged: Option<LogId>,
+    pub last: Option<LogId>,
+    /// The first index of the oldest database, if there is one.
+    pub oldest: Option<u64>,
+}
+
+/// See the module.
+pub(super) struct Tail {
+    state: Mutex<State>,
+    cache_limit: usize,
+}
+
+impl Tail {
+    pub(super) fn new(bounds: Bounds, cache_limit: usize) -> Self {
+        let behind_purged = bounds.purged.map(|purged| purged.index + 1);
+        let state = State {
+            vote: bounds.vote,
+            committed: bounds.committed,
+            purged: bounds.purged,
+            last: bounds.last,
+            first: behind_purged.or(bounds.oldest).unwrap_or(0),
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            appends: 0,
+            durable: 0,
+            epoch: 0,
+        };
+        Self { state: Mutex::new(state), cache_limit }
+    }
+
+    /// Makes entries readable, and calls `queue` with the number of the append while nothing else can come between.
+    pub(super) fn append(&self, entries: &[LogEntry], queue: impl FnOnce(u64)) -> Result<(), StorageError> {
+        let mut state = self.lock();
+        // An empty log that was never purged may begin anywhere. Raft begins at 0; openraft's conformance suite
+        // does not.
+        let begins = state.last.is_none();
+        let mut expected = match entries.first() {
+            Some(entry) if begins => entry.log_id.index,
+            _ => state.next_index(),
+        };
+        for entry in entries {
+            if entry.log_id.index != expected {
+                return Err(StorageError::NotContiguous { expected, found: entry.log_id.index });
+            }
+            expected += 1;
+        }
+        state.appends += 1;
+        let append = state.appends;
+        if let (true, Some(entry)) = (begins, entries.first()) {
+            state.first = entry.log_id.index;
+        }
+        for entry in entries {
+            let weight = block::weight(entry);
+            state.last = Some(entry.log_id);
+            state.cache_bytes += weight;
+            state.cache.push_back(Cached { entry: entry.clone(), weight, append });
+        }
+        queue(append);
+        Ok(())
+    }
+
+    /// All appends up to this one are on the disk.
+    pub(super) fn durable(&self, append: u64) {
+        let mut state = self.lock();
+        state.durable = append;
+        state.trim(self.cache_limit);
+    }
+
+    /// Makes the entries behind `after` unreadable. Returns the first index that is to be removed from the disk, or
+    /// `None` if there is none.
+    pub(super) fn truncate(&self, after: Option<LogId>) -> Option<u64> {
+        let mut state = self.lock();
+        let from = after.map_or(0, |id| id.index + 1).max(state.first);
+        if from >= state.next_index() {
+            return None;
+        }
+        state.epoch += 1;
+        while state.cache.back().is_some_and(|cached| cached.entry.log_id.index >= from) {
+            if let Some(cached) = state.cache.pop_back() {
+                state.cache_bytes -= cached.weight;
+            }
+        }
+        state.last = if from == state.first { state.purged } else { after };
+        Some(from)
+    }
+
+    /// Makes the entries up to `upto` unreadable. Returns whether that changes anything.
+    pub(super) fn purge(&self, upto: LogId) -> bool {
+        let mut state = self.lock();
+        if state.purged.is_some_and(|purged| purged.index >= upto.index) {
+            return false;
+        }
+        state.epoch += 1;
+        state.purged = Some(upto);
+        state.first = upto.index + 1;
+        while state.cache.front().is_some_and(|cached| cached.entry.log_id.index <= upto.index) {
+            state.drop_front();
+        }
+        if state.last.is_none_or(|last| last.index < upto.index) {
+            state.last = Some(upto);
+        }
+        true
+    }
+
+    /// Splits a read of the indexes `range` into what is on the disk and what is here. With `limit`, the part that
+    /// is here is at most about that many bytes.
+    pub(super) fn plan(&self, range: &Range<u64>, limit: Option<usize>) -> Plan {
+        let state = self.lock();
+        let from = range.start.max(state.first);
+        let end = range.end.min(state.next_index()).max(from);
+        let cache_first = state.cache_first();
+        let disk = from..end.min(cache_first).max(from);
+        let mut cached = Vec::new();
+        if limit.is_none() || disk.is_empty() {
+            let skip = disk.end.saturating_sub(cache_first) as usize;
+            let mut left = limit.unwrap_or(usize::MAX);
+            for item in state.cache.iter().skip(skip) {
+                if item.entry.log_id.index >= end || left == 0 {
+                    break;
+                }
+                left = left.saturating_sub(item.weight);
+                cached.push(item.entry.clone());
+            }
+        }
+        Plan { epoch: state.epoch, first: state.first, disk, cached }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.lock().epoch
+    }
+
+    /// The purged and the last log id.
+    pub(super) fn bounds(&self) -> (Option<LogId>, Option<LogId>) {
+        let state = self.lock();
+        (state.purged, state.last)
+    }
+
+    /// The indexes that can be read.
+    pub(super) fn indexes(&self) -> Range<u64> {
+        let state = self.lock();
+        state.first..state.next_index()
+    }
+
+    /// The indexes before which all is on the disk, and only there.
+    pub(super) fn cache_first(&self) -> u64 {
+        self.lock().cache_first()
+    }
+
+    pub(super) fn vote(&self) -> Option<Vote> {
+        self.lock().vote
+    }
+
+    pub(super) fn set_vote(&self, vote: Vote) {
+        self.lock().vote = Some(vote);
+    }
+
+    pub(super) fn committed(&self) -> Option<LogId> {
+        self.lock().committed
+    }
+
+    pub(super) fn set_committed(&self, committed: Option<LogId>) {
+        let mut state = self.lock();
+        state.committed = state.committed.max(committed);
+    }
+
+    /// Nothing that runs under the lock panics.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

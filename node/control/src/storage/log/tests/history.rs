@@ -1,0 +1,135 @@
+//! The reader for watchers, audit and time travel.
+
+use futures::TryStreamExt as _;
+
+use super::super::HistoryError;
+use super::*;
+
+#[tokio::test]
+async fn reads_are_bounded_by_bytes_and_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    for index in 0..50 {
+        append(&mut store, [entry(1, index, 300)]).await;
+    }
+    let reader = store.reader();
+    let mut next = 0;
+    let mut reads = 0;
+    loop {
+        let entries = reader.entries_from(next, 1_000).await.unwrap();
+        let Some(last) = entries.last() else { break };
+        assert_eq!(indexes(&entries), (next..=last.log_id.index).collect::<Vec<_>>());
+        assert!(entries.len() <= 4, "{} entries", entries.len());
+        next = last.log_id.index + 1;
+        reads += 1;
+    }
+    assert_eq!(next, 50);
+    assert!(reads >= 13, "{reads} reads");
+    assert_eq!(reader.entries_from(10, 0).await.unwrap(), [entry(1, 10, 300)], "one at least");
+    assert_eq!(reader.entries_from(1_000, 10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn what_is_purged_is_told_with_the_oldest_that_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    for index in 0..50 {
+        append(&mut store, [entry(1, index, 300)]).await;
+    }
+    store.purge(log_id(1, 19)).await.unwrap();
+    let mut reader = store.reader();
+    let refused = reader.entries_from(19, 100).await.unwrap_err();
+    assert!(matches!(refused, HistoryError::Purged { oldest: 20 }), "{refused}");
+    assert_eq!(reader.entries_from(20, 1).await.unwrap(), [entry(1, 20, 300)]);
+    // openraft must not take entry 20 for entry 10.
+    assert_eq!(reader.limited_get_log_entries(10, 30).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_stream_reads_piece_by_piece() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let entries: Vec<_> = (0..8).map(|index| entry(1, index, 400_000)).collect();
+    append(&mut store, entries.clone()).await;
+    let mut reader = store.reader();
+    let read: Vec<_> = reader.entries_stream(1..7).await.try_collect().await.unwrap();
+    assert!(read == entries[1..7], "the same entries");
+    let limited = reader.limited_get_log_entries(0, 8).await.unwrap();
+    assert_eq!(indexes(&limited), [0, 1, 2], "about a megabyte");
+    store.shutdown().await.unwrap();
+    let failed: io::Result<Vec<_>> = reader.entries_stream(1..7).await.try_collect().await;
+    failed.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_revision_is_found_by_the_headers_of_blocks() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LogOptions { database_bytes: 400, tail_cache_bytes: 0, ..LogOptions::default() };
+    let mut store = LogStore::open(dir.path(), options).unwrap();
+    assert_eq!(store.reader().index_of_revision(0).await.unwrap(), 0);
+    // Entry 0 is a membership, every third one is blank, the others have ten events each.
+    let mut base = 0;
+    let mut bases = Vec::new();
+    append(&mut store, [membership(1, 0)]).await;
+    for index in 1..40 {
+        if index % 3 == 0 {
+            append(&mut store, [blank(1, index)]).await;
+        } else {
+            append(&mut store, [entry_with_revision(index, base)]).await;
+            bases.push((index, base));
+            base += 10;
+        }
+    }
+    assert!(databases(dir.path()).len() > 3);
+    let reader = store.reader();
+    for revision in 0..base {
+        let holder = bases.iter().rev().find(|(_, base)| *base <= revision).unwrap().0;
+        assert_eq!(reader.index_of_revision(revision).await.unwrap(), holder, "revision {revision}");
+    }
+    store.purge(log_id(1, 20)).await.unwrap();
+    let late = reader.index_of_revision(0).await.unwrap_err();
+    assert!(matches!(late, HistoryError::Purged { oldest: 21 }), "{late}");
+    assert_eq!(reader.index_of_revision(base).await.unwrap(), 38);
+}
+
+/// Readers run while the log is truncated, purged and appended to: each read is of one moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_is_never_of_two_moments() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, (0..30).map(|index| entry(1, index, 300))).await;
+    let readers: Vec<_> = (0..3)
+        .map(|_| {
+            let mut reader = store.reader();
+            tokio::spawn(async move {
+                let mut reads = 0_u32;
+                while let Ok(entries) = reader.try_get_log_entries(..).await {
+                    let first = reader.first_index();
+                    let found = indexes(&entries);
+                    let begin = found.first().copied().unwrap_or(first);
+                    assert_eq!(found, (begin..begin + found.len() as u64).collect::<Vec<_>>());
+                    let terms: Vec<_> = entries.iter().map(|entry| entry.log_id.leader_id.term).collect();
+                    assert!(terms.is_sorted(), "an old suffix behind a new entry: {terms:?}");
+                    reads += 1;
+                }
+                reads
+            })
+        })
+        .collect();
+    let mut last = 29;
+    for round in 2..40_u64 {
+        let keep = last - 7;
+        let term = all(&store).await.iter().find(|entry| entry.log_id.index == keep).unwrap().log_id;
+        store.truncate_after(Some(term)).await.unwrap();
+        append(&mut store, (keep + 1..keep + 12).map(|index| entry(round, index, 300))).await;
+        last = keep + 11;
+        if round % 5 == 0 {
+            let entries = all(&store).await;
+            store.purge(entries[4].log_id).await.unwrap();
+        }
+    }
+    store.shutdown().await.unwrap();
+    for reader in readers {
+        assert!(reader.await.unwrap() > 0);
+    }
+}

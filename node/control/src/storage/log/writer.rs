@@ -1,0 +1,331 @@
+//! The one thread that writes.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
+
+use openraft::storage::IOFlushed;
+use tokio::sync::{mpsc, oneshot};
+
+use super::block::{self, BlockBuilder};
+use super::database::Database;
+use super::databases::{Databases, Removed};
+use super::meta::{Meta, TailRecord};
+use super::options::{LogOptions, Step};
+use super::stats::Counters;
+use super::tail::Tail;
+use crate::raft::types::{LogEntry, LogId, TypeConfig, Vote};
+use crate::storage::files::failed;
+use crate::storage::{StorageError, describe};
+
+/// How many operations may wait for the disk.
+pub(super) const QUEUE: usize = 1024;
+
+/// One fdatasync covers at most about this many bytes of entries, so that the first of them isn't told too late.
+const GROUP_BYTES: usize = 4 << 20;
+
+/// What store, readers and writer share.
+pub(super) struct Shared {
+    pub tail: Tail,
+    pub databases: Databases,
+    pub counters: Arc<Counters>,
+    stopped: OnceLock<String>,
+}
+
+impl Shared {
+    pub(super) fn new(tail: Tail, databases: Databases, counters: Arc<Counters>) -> Self {
+        Self { tail, databases, counters, stopped: OnceLock::new() }
+    }
+
+    /// Fails once a write has failed.
+    pub(super) fn check(&self) -> Result<(), StorageError> {
+        self.stopped.get().map_or(Ok(()), |cause| Err(StorageError::Stopped { cause: cause.clone() }))
+    }
+
+    /// Nothing is written or read any more. The first cause is kept.
+    fn stop(&self, cause: &str) {
+        // A second failure is a consequence of the first.
+        let _ = self.stopped.set(cause.to_owned());
+    }
+}
+
+/// Tells the caller that waits for an operation.
+pub(super) type Done = oneshot::Sender<Result<(), StorageError>>;
+
+/// Entries that are to become durable.
+pub(super) struct Append {
+    pub entries: Vec<LogEntry>,
+    /// Its number, see [`Tail::append`].
+    pub number: u64,
+    pub callback: IOFlushed<TypeConfig>,
+}
+
+/// An operation on the log's disk.
+pub(super) enum Operation {
+    Append(Append),
+    SaveVote { vote: Vote, done: Done },
+    /// Removes the entries from `from` on.
+    Truncate { from: u64, done: Done },
+    /// Removes the entries up to `upto`.
+    Purge { upto: LogId, done: Done },
+    Shutdown { done: Done },
+}
+
+/// The writer's state: where the disk is.
+pub(super) struct Writer {
+    pub shared: Arc<Shared>,
+    pub options: LogOptions,
+    pub meta: Meta,
+    pub reaper: SyncSender<Removed>,
+    /// The newest database; none if the log is empty.
+    pub current: Option<Arc<Database>>,
+    /// About how many bytes were written to it.
+    pub current_bytes: u64,
+    /// The index of the last entry on the disk.
+    pub last: Option<u64>,
+}
+
+impl Writer {
+    /// Works off the queue until the store is shut down or dropped, or a write fails. Then it answers what still
+    /// comes with the failure, until nobody can send any more.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Operation>) {
+        let mut waiting = VecDeque::new();
+        while let Some(operation) = queue.blocking_recv() {
+            waiting.push_back(operation);
+            while waiting.len() < QUEUE
+                && let Ok(operation) = queue.try_recv()
+            {
+                waiting.push_back(operation);
+            }
+            while let Some(operation) = waiting.pop_front() {
+                if let Operation::Shutdown { done } = operation {
+                    self.finish(done);
+                    return refuse(&mut queue, waiting, "it was shut down");
+                }
+                if let Err(cause) = self.perform(operation, &mut waiting) {
+                    tracing::error!(cause, "the log can't be written; this node has to stop");
+                    self.shared.stop(&cause);
+                    self.shared.databases.abandon();
+                    std::mem::forget((self.meta, self.current));
+                    return refuse(&mut queue, waiting, &cause);
+                }
+            }
+        }
+        let (done, _) = oneshot::channel();
+        self.finish(done);
+    }
+
+    /// Performs an operation and tells its caller. An error is final, and the caller has been told.
+    fn perform(&mut self, operation: Operation, waiting: &mut VecDeque<Operation>) -> Result<(), String> {
+        match operation {
+            Operation::Append(append) => self.perform_appends(append, waiting),
+            Operation::SaveVote { vote, done } => self.answer(done, |writer| {
+                let tail = writer.tail_record();
+                writer.meta.save_vote(vote, tail)
+            }),
+            Operation::Truncate { from, done } => self.answer(done, |writer| writer.truncate(from)),
+            Operation::Purge { upto, done } => self.answer(done, |writer| writer.purge(upto)),
+            Operation::Shutdown { .. } => unreachable!("the loop takes it out"),
+        }
+    }
+
+    /// Group commit: takes the appends that wait directly behind this one along.
+    fn perform_appends(&mut self, first: Append, waiting: &mut VecDeque<Operation>) -> Result<(), String> {
+        let weigh = |append: &Append| append.entries.iter().map(block::weight).sum::<usize>();
+        let mut bytes = weigh(&first);
+        let mut group = vec![first];
+        while bytes < GROUP_BYTES
+            && let Some(operation) = waiting.pop_front()
+        {
+            match operation {
+                Operation::Append(append) => {
+                    bytes += weigh(&append);
+                    group.push(append);
+                }
+                other => {
+                    waiting.push_front(other);
+                    break;
+                }
+            }
+        }
+        let result = guarded(|| self.write(&group));
+        if let (Ok(()), Some(last)) = (&result, group.last()) {
+            self.shared.tail.durable(last.number);
+        }
+        for append in group {
+            let told = result.as_ref().map_err(|cause| io::Error::other(cause.clone()));
+            append.callback.io_completed(told.copied());
+        }
+        result
+    }
+
+    fn answer(
+        &mut self,
+        done: Done,
+        work: impl FnOnce(&mut Self) -> Result<(), StorageError>,
+    ) -> Result<(), String> {
+        let result = guarded(|| work(self));
+        // A caller that was cancelled is not told; that what it asked for is done all the same is its affair.
+        let _ = done.send(result.clone().map_err(|cause| StorageError::Stopped { cause }));
+        result
+    }
+
+    fn write(&mut self, group: &[Append]) -> Result<(), StorageError> {
+        let entries = || group.iter().flat_map(|append| &append.entries);
+        let mut builder = BlockBuilder::new(self.shared.tail.committed());
+        for entry in entries() {
+            builder.push(entry)?;
+        }
+        let mut bytes = 0;
+        for block in builder.finish() {
+            if block.part == 0 && self.current_bytes >= self.options.database_bytes {
+                self.seal(block.first)?;
+            }
+            let current = match &self.current {
+                Some(current) => current,
+                None => self.begin_database(block.first)?,
+            };
+            current.insert(&block)?;
+            self.current_bytes += block.value.len() as u64;
+            bytes += block.value.len() as u64;
+        }
+        if let (Some(current), Some(last)) = (&self.current, entries().last()) {
+            current.sync()?;
+            self.last = Some(last.log_id.index);
+        }
+        self.shared.counters.appended(entries().count() as u64, bytes);
+        Ok(())
+    }
+
+    /// Ends the current database before the entry `next`.
+    fn seal(&mut self, next: u64) -> Result<(), StorageError> {
+        if let Some(current) = self.current.take() {
+            current.sync()?;
+            self.last = next.checked_sub(1);
+            self.meta.save_tail(self.tail_record())?;
+        }
+        Ok(())
+    }
+
+    fn begin_database(&mut self, first: u64) -> Result<&Arc<Database>, StorageError> {
+        let database = self.shared.databases.create(first)?;
+        self.step(Step::DatabaseCreated)?;
+        self.current_bytes = 0;
+        Ok(self.current.insert(database))
+    }
+
+    /// From the end backward, so that no crash leaves a hole: whole databases first, the newest one first, then
+    /// what is behind the point in the one that it is in.
+    fn truncate(&mut self, from: u64) -> Result<(), StorageError> {
+        if self.meta.tail.durable.is_some_and(|durable| durable >= from) {
+            // Else a start after a crash in here would miss what was truncated.
+            self.meta.save_tail(TailRecord { durable: from.checked_sub(1), ..self.tail_record() })?;
+        }
+        self.last = from.checked_sub(1);
+        self.current = None;
+        for first in self.shared.databases.beginning_at_or_after(from) {
+            self.discard(first)?;
+            self.step(Step::TruncatedDatabase)?;
+        }
+        let Some(newest) = self.shared.databases.newest() else {
+            self.last = None;
+            return Ok(());
+        };
+        let database = self.shared.databases.get(newest)?;
+        database.truncate(from)?;
+        self.current_bytes = database.file_bytes()?;
+        self.current = Some(database);
+        Ok(())
+    }
+
+    /// First it is recorded, then the databases that hold nothing else are removed, oldest first.
+    fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        self.meta.save_purged(upto, self.tail_record())?;
+        self.step(Step::PurgeRecorded)?;
+        for first in self.shared.databases.ending_at_or_before(upto.index, self.last) {
+            if self.current.as_ref().is_some_and(|current| current.first() == first) {
+                self.current = None;
+            }
+            self.discard(first)?;
+        }
+        if self.current.is_none() {
+            self.last = None;
+        }
+        Ok(())
+    }
+
+    fn discard(&self, first: u64) -> Result<(), StorageError> {
+        if let Some(removed) = self.shared.databases.remove(first)? {
+            // It ends only after this thread. If it is gone all the same, the next start deletes the folder.
+            let _ = self.reaper.send(removed);
+        }
+        Ok(())
+    }
+
+    /// What is durable now. Nothing that is claimed here is truncated: see [`Writer::truncate`].
+    fn tail_record(&self) -> TailRecord {
+        TailRecord { durable: self.last, committed: self.shared.tail.committed() }
+    }
+
+    fn step(&self, step: Step) -> Result<(), StorageError> {
+        let at = self.current.as_ref().map_or("log".into(), |current| current.first().to_string());
+        self.options.hooks.at_step(step).map_err(failed("go on with", at.as_ref()))
+    }
+
+    /// Records where the log ends, and closes everything.
+    fn finish(mut self, done: Done) {
+        let result = guarded(|| {
+            let record = self.tail_record();
+            self.meta.save_tail(record)
+        });
+        match result {
+            Ok(()) => {
+                self.shared.stop("it was shut down");
+                self.shared.databases.close();
+                drop((self.current, self.meta));
+                let _ = done.send(Ok(()));
+            }
+            Err(cause) => {
+                self.shared.stop(&cause);
+                self.shared.databases.abandon();
+                std::mem::forget((self.meta, self.current));
+                let _ = done.send(Err(StorageError::Stopped { cause }));
+            }
+        }
+    }
+}
+
+/// Runs a piece of work. sled panics on some errors; the callers that wait must hear of that too.
+fn guarded(work: impl FnOnce() -> Result<(), StorageError>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| describe(&error)),
+        Err(panic) => Err(format!("the log writer panicked: {}", panic_message(panic.as_ref()))),
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+/// Answers everything that is left with the cause.
+fn refuse(queue: &mut mpsc::Receiver<Operation>, mut waiting: VecDeque<Operation>, cause: &str) {
+    queue.close();
+    while let Some(operation) = waiting.pop_front().or_else(|| queue.blocking_recv()) {
+        match operation {
+            Operation::Append(append) => {
+                let error = StorageError::Stopped { cause: cause.to_owned() };
+                append.callback.io_completed(Err(error.into()));
+            }
+            Operation::SaveVote { done, .. }
+            | Operation::Truncate { done, .. }
+            | Operation::Purge { done, .. }
+            | Operation::Shutdown { done } => {
+                let _ = done.send(Err(StorageError::Stopped { cause: cause.to_owned() }));
+            }
+        }
+    }
+}

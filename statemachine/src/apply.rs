@@ -1,0 +1,272 @@
+//! `apply`: folding entries into the state.
+//!
+//! Never refuses a valid entry. Panics on an impossible one (an event about a sandbox that is not there, a release of
+//! what is not held): the history is corrupt or the program wrong, and a node must stop rather than guess.
+
+use std::sync::Arc;
+
+use crate::entry::Entry;
+use crate::event::{Event, EventKind, Header, SandboxCreated};
+use crate::ids::{AgentId, Generation, Revision, SandboxId, Term, Timestamp};
+use crate::spec::{Capacity, Mode};
+use crate::state::digest::{chain, digest_of};
+use crate::state::{
+    Agent, AgentStatus, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State, Status,
+};
+
+/// What became of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// Its events are in the history now.
+    Done {
+        /// The revision of its first event.
+        first: Revision,
+        /// The revision of its last event.
+        last: Revision,
+    },
+    /// It was decided on another state, or by the leader of another term: it changed nothing.
+    Skipped,
+}
+
+impl State {
+    /// Compare and append: applies an entry that stands in the log under `term`, if it was decided in that term and on
+    /// this very revision; skips it whole otherwise, on every replica alike.
+    ///
+    /// # Panics
+    /// On an impossible event; see the module.
+    pub fn apply(&mut self, entry: &Entry, term: Term) -> Applied {
+        if entry.base_revision != self.revision || entry.decided_term != term {
+            return Applied::Skipped;
+        }
+        for (index, event) in entry.events.iter().enumerate() {
+            self.apply_event(event, entry.time_of(index));
+        }
+        self.history = chain(self.history, entry);
+        Applied::Done { first: entry.base_revision + 1, last: self.revision }
+    }
+
+    /// Folds one event that happened at `time`.
+    pub(crate) fn apply_event(&mut self, event: &Event, time: Timestamp) {
+        assert!(time > self.last_time, "event {} is not later than the one before", self.revision + 1);
+        self.revision += 1;
+        self.last_time = time;
+        let header = &event.header;
+        match &event.kind {
+            EventKind::ClusterCreated { cluster_id, cluster_version } => {
+                let cluster = Cluster { id: *cluster_id, version: *cluster_version, created: time };
+                assert!(self.cluster.is_none(), "a cluster is created once");
+                self.sum.add(digest_of(&("cluster", cluster)));
+                self.cluster = Some(cluster);
+            }
+            EventKind::AgentRegistered(_)
+            | EventKind::AgentLost
+            | EventKind::AgentReturned
+            | EventKind::AgentCordoned
+            | EventKind::AgentUncordoned
+            | EventKind::AgentRemoved => self.apply_to_agent(header, &event.kind),
+            EventKind::SandboxCreated(created) => self.create_sandbox(header, created, time),
+            EventKind::RequestsPruned { until, limit } => self.prune_requests(*until, *limit),
+            EventKind::SandboxRemoved { released } => self.finish_sandbox(header, *released, time),
+            kind => self.apply_to_sandbox(header, kind, time),
+        }
+        self.remember_request(header, time);
+    }
+
+    fn apply_to_agent(&mut self, header: &Header, kind: &EventKind) {
+        let id = subject_agent(header);
+        if let EventKind::AgentRemoved = kind {
+            assert!(self.held_by(id).next().is_none(), "agent {id} is removed, but holds allocations");
+            self.remove_agent(id);
+            return;
+        }
+        let mut agent = match (kind, self.agents.get(id)) {
+            (EventKind::AgentRegistered(spec), None) => Agent {
+                spec: Arc::new((**spec).clone()),
+                status: AgentStatus::Ready,
+                cordoned: false,
+                reason: String::new(),
+                revision: 0,
+                allocated: Capacity::default(),
+                ports: imbl::OrdSet::new(),
+            },
+            (_, Some(agent)) => agent.clone(),
+            (_, None) => panic!("event {} is about agent {id}, which is not there", self.revision),
+        };
+        match kind {
+            EventKind::AgentRegistered(spec) => {
+                agent.spec = Arc::new((**spec).clone());
+                agent.status = AgentStatus::Ready;
+            }
+            EventKind::AgentLost => agent.status = AgentStatus::Lost,
+            EventKind::AgentReturned => agent.status = AgentStatus::Ready,
+            EventKind::AgentCordoned => agent.cordoned = true,
+            EventKind::AgentUncordoned => agent.cordoned = false,
+            _ => unreachable!("apply_event sends only agents' events here"),
+        }
+        agent.reason.clone_from(&header.reason);
+        agent.revision = self.revision;
+        self.put_agent(agent);
+    }
+
+    fn create_sandbox(&mut self, header: &Header, created: &SandboxCreated, time: Timestamp) {
+        let id = subject_sandbox(header).clone();
+        assert!(!self.sandboxes.contains_key(&id), "sandbox {id} is created twice");
+        assert!(self.sandbox_named(&created.spec.name).is_none(), "name {} is taken", created.spec.name);
+        let status = Status {
+            phase: Phase::Pending,
+            generation: 0,
+            agent: None,
+            held: Vec::new(),
+            endpoints: Vec::new(),
+            labels: created.labels.clone(),
+            expire_time: created.expire_time,
+            failure_policy: created.failure_policy,
+            recovery_timeout_seconds: created.recovery_timeout_seconds,
+            wait_until: created.wait_until,
+            queued: self.revision,
+            reason: header.reason.clone(),
+            exit_code: None,
+            running_since: None,
+            refusals: 0,
+            revision: self.revision,
+        };
+        let spec_digest = digest_of(&created.spec);
+        let spec = Arc::new(created.spec.clone());
+        self.put_sandbox(Sandbox { id, created: time, spec, spec_digest, status: Arc::new(status) });
+    }
+
+    fn apply_to_sandbox(&mut self, header: &Header, kind: &EventKind, time: Timestamp) {
+        let mut sandbox = self.subject_record(header);
+        let status = Arc::make_mut(&mut sandbox.status);
+        match kind {
+            EventKind::SandboxAllocated { generation } => {
+                assert_eq!(*generation, status.generation + 1, "generations count by one");
+                let agent = subject_agent(header).clone();
+                status.phase = Phase::Allocated;
+                status.generation = *generation;
+                status.agent = Some(agent.clone());
+                status.held.push(Held { generation: *generation, agent });
+                status.endpoints.clear();
+                status.exit_code = None;
+                status.running_since = None;
+                status.wait_until = None;
+            }
+            EventKind::SandboxRunning { generation, endpoints } => {
+                assert_eq!(*generation, status.generation, "only the current generation is announced");
+                status.phase = Phase::Running;
+                status.endpoints.clone_from(endpoints);
+                status.running_since = status.running_since.or(Some(time));
+                status.refusals = 0;
+            }
+            EventKind::SandboxFailed { released, exit_code } => {
+                if let Some(generation) = released {
+                    release(status, *generation);
+                }
+                status.phase = Phase::Failed;
+                status.exit_code = *exit_code;
+                status.wait_until = None;
+            }
+            EventKind::SandboxLost => status.phase = Phase::Lost,
+            EventKind::SandboxUpdated(update) => {
+                if let Some(labels) = &update.labels {
+                    status.labels.clone_from(labels);
+                }
+                status.expire_time = update.expire_time.unwrap_or(status.expire_time);
+                status.failure_policy = update.failure_policy.unwrap_or(status.failure_policy);
+                status.recovery_timeout_seconds =
+                    update.recovery_timeout_seconds.unwrap_or(status.recovery_timeout_seconds);
+            }
+            EventKind::SandboxReset => {
+                status.phase = Phase::Pending;
+                status.queued = self.revision;
+                status.wait_until = None;
+                status.endpoints.clear();
+            }
+            EventKind::SandboxTerminating => status.phase = Phase::Terminating,
+            EventKind::AllocationReleased { generation } => {
+                release(status, *generation);
+                // A refused allocation: it wants another one. (Older generations are released in any phase.)
+                if status.phase == Phase::Allocated && *generation == status.generation {
+                    status.phase = Phase::Pending;
+                    status.queued = self.revision;
+                    status.refusals += 1;
+                }
+            }
+            _ => unreachable!("apply_event sends only sandboxes' events here"),
+        }
+        if !matches!(kind, EventKind::SandboxUpdated(_)) {
+            status.reason.clone_from(&header.reason);
+        }
+        status.revision = self.revision;
+        self.put_sandbox(sandbox);
+    }
+
+    fn finish_sandbox(&mut self, header: &Header, released: Option<Generation>, time: Timestamp) {
+        let mut sandbox = self.subject_record(header);
+        if let Some(generation) = released {
+            release(Arc::make_mut(&mut sandbox.status), generation);
+        }
+        assert!(sandbox.status.held.is_empty(), "sandbox {} is removed, but holds allocations", sandbox.id);
+        self.remove_sandbox(&sandbox.id);
+        let key = RequestKey {
+            namespace: Some(sandbox.spec.name.namespace.clone()),
+            id: sandbox.spec.request_id.clone(),
+        };
+        if let Some(mut record) = self.requests.get(&key).cloned()
+            && record.ends.is_none()
+        {
+            record.ends = Some(time.plus(record.retention));
+            if sandbox.spec.mode == Mode::Strong && sandbox.status.phase == Phase::Failed {
+                record.result = RequestResult::RolledBack { reason: header.reason.clone() };
+            }
+            self.put_request(key, record);
+        }
+    }
+
+    fn prune_requests(&mut self, until: Timestamp, limit: u32) {
+        let over: Vec<_> = self.forgettable(until).take(limit as usize).cloned().collect();
+        for key in over {
+            self.remove_request(&key);
+        }
+    }
+
+    /// Remembers the request behind an event, if this is its first.
+    fn remember_request(&mut self, header: &Header, time: Timestamp) {
+        let Some(request) = &header.request else { return };
+        let Some(memory) = &request.memory else { return };
+        let key = RequestKey { namespace: memory.namespace.clone(), id: request.id.clone() };
+        let (result, made_it) = match &header.subject.sandbox {
+            Some((id, name)) => {
+                let record = self.sandboxes.get(id);
+                let created = record.map_or(time, |sandbox| sandbox.created);
+                // A sandbox remembers the request that made it; its end starts that request's retention.
+                let made_it = record.is_some_and(|sandbox| sandbox.created == time);
+                let (id, name) = (id.clone(), name.clone());
+                (RequestResult::Sandbox { id, name, created, revision: self.revision }, made_it)
+            }
+            None => (RequestResult::Agent(subject_agent(header).clone()), false),
+        };
+        let ends = (!made_it).then(|| time.plus(memory.retention));
+        self.put_request(key, RequestRecord { digest: memory.digest, retention: memory.retention, ends, result });
+    }
+
+    fn subject_record(&self, header: &Header) -> Sandbox {
+        let id = subject_sandbox(header);
+        let record = self.sandboxes.get(id);
+        record.unwrap_or_else(|| panic!("event {} is about sandbox {id}, which is not there", self.revision)).clone()
+    }
+}
+
+fn release(status: &mut Status, generation: Generation) {
+    let at = status.held.iter().position(|held| held.generation == generation);
+    status.held.remove(at.expect("only an allocation that is held is released"));
+}
+
+fn subject_sandbox(header: &Header) -> &SandboxId {
+    let subject = header.subject.sandbox.as_ref();
+    &subject.expect("a sandbox's event names the sandbox").0
+}
+
+fn subject_agent(header: &Header) -> &AgentId {
+    header.subject.agent.as_ref().expect("an agent's event names the agent")
+}

@@ -1,0 +1,193 @@
+//! Commands: what callers, agents and the leader's own reconcilers ask for. May be refused, never stored.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::event::SandboxUpdate;
+use crate::ids::{AgentId, Generation, Incarnation, RequestId, Revision, SandboxId, SandboxName, Timestamp};
+use crate::spec::{Actor, AgentSpec, FailurePolicy, Labels, SandboxSpec};
+
+/// A command, and who gives it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Who.
+    pub actor: Actor,
+    /// Callers' commands carry an id; the same id and command give the same answer.
+    pub id: Option<CallerId>,
+    /// What.
+    pub command: Command,
+}
+
+/// The id of a caller's request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerId {
+    /// The id.
+    pub id: RequestId,
+    /// For how long it is remembered, nanoseconds (see [`crate::event::RequestMemory`]).
+    pub retention: i64,
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first of every history; later ones change nothing.
+    CreateCluster {
+        /// Drawn by the leader.
+        cluster_id: Uuid,
+        /// The version of the events that the cluster may hold.
+        cluster_version: u32,
+    },
+    /// Make a sandbox.
+    CreateSandbox(Box<CreateSandbox>),
+    /// Change what may change.
+    UpdateSandbox {
+        /// Which.
+        target: Target,
+        /// What.
+        update: SandboxUpdate,
+    },
+    /// The next generation, please.
+    ResetSandbox(Target),
+    /// End it.
+    TerminateSandbox(Target),
+    /// An agent's hello.
+    RegisterAgent(Box<AgentSpec>),
+    /// It was not heard of for too long, says the leader.
+    LoseAgent {
+        /// Which.
+        agent: AgentId,
+        /// The incarnation that was not heard of; a newer one is not meant.
+        incarnation: Incarnation,
+    },
+    /// No new sandboxes for it.
+    CordonAgent {
+        /// Which.
+        agent: AgentId,
+        /// Why, for people.
+        reason: String,
+    },
+    /// New sandboxes again.
+    UncordonAgent(AgentId),
+    /// Take it out of the state.
+    RemoveAgent {
+        /// Which.
+        agent: AgentId,
+        /// The operator vouches that it is off.
+        fenced: bool,
+    },
+    /// What an agent says of one generation of a sandbox.
+    Report(Report),
+    /// Terminate what has expired; fail what has waited too long for capacity; forget old requests; finish what was
+    /// too much for one entry.
+    Housekeeping,
+}
+
+/// Make a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSandbox {
+    /// What it is.
+    pub spec: SandboxSpec,
+    /// See [`crate::event::SandboxCreated`].
+    pub labels: Labels,
+    /// When it ends by itself.
+    pub expiry: Option<Expiry>,
+    /// See [`FailurePolicy`].
+    pub failure_policy: FailurePolicy,
+    /// Seconds.
+    pub recovery_timeout_seconds: u32,
+    /// If there is no room: wait for so many nanoseconds instead of being refused.
+    pub wait: Option<i64>,
+}
+
+/// When a sandbox ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Expiry {
+    /// Nanoseconds after its create timestamp.
+    After(i64),
+    /// At this time.
+    At(Timestamp),
+}
+
+/// Which sandbox a command means.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// By id or by name.
+    pub sandbox: SandboxRef,
+    /// Only if its record is still of this revision.
+    pub expected_revision: Option<Revision>,
+}
+
+/// Names a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxRef {
+    /// That one, whatever it is called now.
+    Id {
+        /// The namespace that the caller works in: request ids are remembered there.
+        namespace: crate::ids::Label,
+        /// The id.
+        id: SandboxId,
+    },
+    /// The live one of that name.
+    Name(SandboxName),
+}
+
+/// What an agent says of one generation of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Who says it.
+    pub agent: AgentId,
+    /// In which life.
+    pub incarnation: Incarnation,
+    /// Of which sandbox.
+    pub sandbox_id: SandboxId,
+    /// Of which generation.
+    pub generation: Generation,
+    /// What.
+    pub state: ReportedState,
+}
+
+/// What an agent says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReportedState {
+    /// It runs.
+    Running {
+        /// Where its ports are reached, `host:port`.
+        endpoints: Vec<String>,
+    },
+    /// The workload ended.
+    Exited {
+        /// If it is known.
+        exit_code: Option<i32>,
+        /// Why, for people.
+        reason: String,
+        /// The agent ended it because its time was over.
+        expired: bool,
+    },
+    /// It could not be started; nothing of it is left.
+    StartFailed {
+        /// Why, for people.
+        reason: String,
+    },
+    /// It is proven not to be there: absent from an inventory given to this leader's term after its last command.
+    Absent,
+    /// The agent refused it before anything was started.
+    AdmissionRefused {
+        /// Why, for people.
+        reason: String,
+    },
+}
+
+impl Command {
+    /// A digest of the canonical form: what tells a retry from another request with the same id.
+    ///
+    /// # Panics
+    /// Never: a command always encodes.
+    pub fn digest(&self) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new();
+        bincode::serde::encode_into_std_write(self, &mut hasher, bincode::config::standard())
+            .expect("commands are plain data, and a hasher never refuses bytes");
+        let mut digest = [0; 16];
+        hasher.finalize_xof().fill(&mut digest);
+        digest
+    }
+}

@@ -1,0 +1,157 @@
+//! Agents: registration, loss, cordon, removal.
+
+use crate::decide::Outcome;
+use crate::draft::{Cause, Draft};
+use crate::event::EventKind;
+use crate::ids::{AgentId, Generation, Incarnation};
+use crate::limits::{MAX_AGENTS, check_agent};
+use crate::rejection::Rejection;
+use crate::spec::AgentSpec;
+use crate::state::{Agent, AgentStatus, Phase, Sandbox};
+
+impl Draft {
+    fn agent_named(&self, id: &AgentId) -> Result<Agent, Rejection> {
+        self.state().agent(id).cloned().ok_or_else(|| Rejection::AgentNotFound(id.clone()))
+    }
+
+    fn answer_agent(&self, id: &AgentId) -> Result<Outcome, Rejection> {
+        Ok(Outcome::Agent(Box::new(self.agent_named(id)?)))
+    }
+
+    pub(super) fn register_agent(&mut self, cause: &mut Cause, spec: &AgentSpec) -> Result<Outcome, Rejection> {
+        check_agent(spec).map_err(Rejection::Invalid)?;
+        let id = &spec.agent_id;
+        let Some(known) = self.state().agent(id) else {
+            if self.state().agent_count() >= MAX_AGENTS {
+                return Err(Rejection::TooManyAgents);
+            }
+            self.push_agent(cause, id, EventKind::AgentRegistered(Box::new(spec.clone())), "");
+            return self.answer_agent(id);
+        };
+        let (is, was) = (spec.incarnation, known.spec.incarnation);
+        let lost = known.status == AgentStatus::Lost;
+        if is.ledger != was.ledger && !lost {
+            return Err(Rejection::FailedPrecondition(format!(
+                "agent {id} is alive with another ledger: give this agent another --id, or stop the other one and \
+                 wait until it is lost"
+            )));
+        }
+        if is.ledger == was.ledger && is.start < was.start {
+            return Err(Rejection::FailedPrecondition(format!(
+                "agent {id} has been started since (start {}, this is {}): this process is not the newest",
+                was.start, is.start
+            )));
+        }
+        if *spec == *known.spec {
+            if lost {
+                self.push_agent(cause, id, EventKind::AgentReturned, "");
+            }
+        } else {
+            let reason = match (is.ledger == was.ledger, is.start == was.start) {
+                (false, _) => "came back with a new ledger",
+                (true, false) => "restarted",
+                (true, true) => "changed what it offers",
+            };
+            self.push_agent(cause, id, EventKind::AgentRegistered(Box::new(spec.clone())), reason);
+        }
+        self.answer_agent(id)
+    }
+
+    pub(super) fn lose_agent(&mut self, cause: &mut Cause, id: &AgentId, incarnation: Incarnation) -> Outcome {
+        let Some(agent) = self.state().agent(id) else { return Outcome::Done };
+        if agent.status != AgentStatus::Ready || agent.spec.incarnation != incarnation {
+            return Outcome::Done;
+        }
+        self.push_agent(cause, id, EventKind::AgentLost, "no heartbeat");
+        let held: Vec<(Sandbox, Generation)> = self.held_now(id);
+        for (sandbox, generation) in held {
+            let live = matches!(sandbox.status.phase, Phase::Allocated | Phase::Running);
+            if live && generation == sandbox.status.generation {
+                self.push_sandbox(cause, &sandbox, EventKind::SandboxLost, format!("agent {id} is lost"));
+            }
+        }
+        Outcome::Done
+    }
+
+    fn held_now(&self, id: &AgentId) -> Vec<(Sandbox, Generation)> {
+        self.state().held_by(id).map(|(sandbox, generation)| (sandbox.clone(), generation)).collect()
+    }
+
+    pub(super) fn cordon_agent(
+        &mut self,
+        cause: &mut Cause,
+        id: &AgentId,
+        reason: &str,
+    ) -> Result<Outcome, Rejection> {
+        if !self.agent_named(id)?.cordoned {
+            self.push_agent(cause, id, EventKind::AgentCordoned, reason);
+        }
+        self.answer_agent(id)
+    }
+
+    pub(super) fn uncordon_agent(&mut self, cause: &mut Cause, id: &AgentId) -> Result<Outcome, Rejection> {
+        if self.agent_named(id)?.cordoned {
+            self.push_agent(cause, id, EventKind::AgentUncordoned, "");
+        }
+        self.answer_agent(id)
+    }
+
+    pub(super) fn drop_agent(
+        &mut self,
+        cause: &mut Cause,
+        id: &AgentId,
+        fenced: bool,
+    ) -> Result<Outcome, Rejection> {
+        let agent = self.agent_named(id)?;
+        let held = self.held_now(id);
+        if !held.is_empty() && !fenced {
+            return Err(Rejection::FailedPrecondition(format!(
+                "agent {id} holds {} sandbox{}: terminate them first, or, if the machine is off for good, say so with \
+                 --fenced",
+                held.len(),
+                if held.len() == 1 { "" } else { "es" }
+            )));
+        }
+        if !held.is_empty() && agent.status == AgentStatus::Ready {
+            return Err(Rejection::FailedPrecondition(format!(
+                "agent {id} is alive, so its sandboxes may run: stop it and wait until it is LOST"
+            )));
+        }
+        let released = held.len() as u64;
+        let reason = format!("agent {id} was removed as fenced");
+        let consequence = &mut cause.consequence();
+        for (sandbox, generation) in held {
+            self.release_fenced(consequence, &sandbox.id, id, generation, &reason);
+        }
+        self.push_agent(cause, id, EventKind::AgentRemoved, if fenced { "fenced" } else { "" });
+        Ok(Outcome::AgentRemoved { released })
+    }
+
+    /// The operator vouches that this generation is not there any more.
+    fn release_fenced(
+        &mut self,
+        cause: &mut Cause,
+        id: &crate::ids::SandboxId,
+        agent: &AgentId,
+        generation: Generation,
+        reason: &str,
+    ) {
+        // An agent can hold two generations of one sandbox: the first release may have changed the record.
+        let Some(sandbox) = self.state().sandbox(id).cloned() else { return };
+        let status = &sandbox.status;
+        let current = generation == status.generation;
+        match status.phase {
+            Phase::Terminating if status.held.len() == 1 => {
+                let kind = EventKind::SandboxRemoved { released: Some(generation) };
+                self.push_sandbox(cause, &sandbox, kind, reason);
+            }
+            Phase::Allocated | Phase::Running | Phase::Lost if current => {
+                self.fail(cause, &sandbox, Some(generation), None, reason);
+            }
+            _ => {
+                let kind = EventKind::AllocationReleased { generation };
+                self.push_about(cause, &sandbox, Some(agent.clone()), kind, reason);
+            }
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! `decide`: commands in, events or a refusal out. Only the leader decides; replicas only fold.
+//!
+//! One file per noun. Every decision checks everything before it makes its first event, so a refusal leaves the draft
+//! as it was.
+
+mod agent;
+mod create;
+mod housekeeping;
+mod life;
+mod report;
+mod waiting;
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::command::{Command, Request};
+use crate::draft::{Cause, Draft};
+use crate::event::{Event, EventKind, RequestMemory, RequestRef, Subject};
+use crate::ids::{AgentId, Label, Revision, SandboxId, SandboxName, Timestamp};
+use crate::limits::MAX_REQUESTS;
+use crate::rejection::Rejection;
+use crate::state::{Agent, RequestKey, RequestResult, Sandbox, State};
+
+/// What only the leader has: randomness, and what it knows of the agents beyond the state.
+pub trait Surroundings {
+    /// A new random UUID (v4).
+    fn new_uuid(&mut self) -> Uuid;
+
+    /// The agents that have an image, as far as it is known.
+    fn agents_with_image(&self, image: &str) -> Option<&BTreeSet<AgentId>>;
+}
+
+/// The answer to a command that was not refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// A sandbox, as the command left it.
+    Sandbox {
+        /// Its record.
+        sandbox: Box<Sandbox>,
+        /// The revision of the command's first event.
+        revision: Revision,
+        /// The request was known: this is the first answer again.
+        duplicate: bool,
+    },
+    /// A sandbox that is not in the state any more.
+    Gone {
+        /// Its id.
+        id: SandboxId,
+        /// Its name.
+        name: SandboxName,
+        /// Its create timestamp.
+        created: Timestamp,
+        /// The revision of the command's first event.
+        revision: Revision,
+        /// The request was known: this is the first answer again.
+        duplicate: bool,
+    },
+    /// An agent, as the command left it.
+    Agent(Box<Agent>),
+    /// An agent is gone, and so many allocations were released with it.
+    AgentRemoved {
+        /// How many.
+        released: u64,
+    },
+    /// Done, or nothing had to be done.
+    Done,
+}
+
+/// Decides one command on a state: what [`Draft::decide`] does for many.
+///
+/// # Errors
+/// See [`Rejection`].
+pub fn decide(
+    state: &State,
+    request: &Request,
+    now: Timestamp,
+    surroundings: &mut dyn Surroundings,
+) -> Result<(Vec<Event>, Outcome), Rejection> {
+    let mut draft = Draft::new(state.clone(), now);
+    let outcome = draft.decide(request, surroundings)?;
+    Ok((draft.events().to_vec(), outcome))
+}
+
+impl Draft {
+    /// Decides one more command. A refusal leaves the draft as it was.
+    ///
+    /// # Errors
+    /// See [`Rejection`].
+    pub fn decide(&mut self, request: &Request, around: &mut dyn Surroundings) -> Result<Outcome, Rejection> {
+        let before = self.len();
+        let outcome = self.decide_new(request, around);
+        debug_assert!(outcome.is_ok() || self.len() == before, "a refusal must not leave events behind");
+        if outcome.is_ok() && self.len() > before && frees_capacity(&self.events()[before..]) {
+            self.allocate_waiting(around);
+        }
+        outcome
+    }
+
+    fn decide_new(&mut self, request: &Request, around: &mut dyn Surroundings) -> Result<Outcome, Rejection> {
+        let mut cause = Cause { actor: request.actor.clone(), request: None };
+        if let Some(caller) = &request.id {
+            let digest = request.command.digest();
+            if let Some(answer) = self.first_answer_again(request, digest)? {
+                return Ok(answer);
+            }
+            if self.state().request_count() >= MAX_REQUESTS {
+                return Err(Rejection::TooManyRequests);
+            }
+            let namespace = namespace_of(&request.command);
+            let memory = Some(RequestMemory { namespace, digest, retention: caller.retention });
+            cause.request = Some(RequestRef { id: caller.id.clone(), memory });
+        }
+        let cause = &mut cause;
+        match &request.command {
+            Command::CreateCluster { cluster_id, cluster_version } => {
+                if self.state().cluster().is_none() {
+                    let (cluster_id, cluster_version) = (*cluster_id, *cluster_version);
+                    let kind = EventKind::ClusterCreated { cluster_id, cluster_version };
+                    self.push(cause, Subject::default(), 0, kind, String::new());
+                }
+                Ok(Outcome::Done)
+            }
+            Command::CreateSandbox(create) => self.create_sandbox(cause, create, around),
+            Command::UpdateSandbox { target, update } => self.update_sandbox(cause, target, update),
+            Command::ResetSandbox(target) => self.reset_sandbox(cause, target, around),
+            Command::TerminateSandbox(target) => self.terminate_sandbox(cause, target),
+            Command::RegisterAgent(spec) => self.register_agent(cause, spec),
+            Command::LoseAgent { agent, incarnation } => Ok(self.lose_agent(cause, agent, *incarnation)),
+            Command::CordonAgent { agent, reason } => self.cordon_agent(cause, agent, reason),
+            Command::UncordonAgent(agent) => self.uncordon_agent(cause, agent),
+            Command::RemoveAgent { agent, fenced } => self.drop_agent(cause, agent, *fenced),
+            Command::Report(report) => Ok(self.hear_report(cause, report, around)),
+            Command::Housekeeping => Ok(self.keep_house(around)),
+        }
+    }
+
+    /// The answer to a request that was carried out before.
+    fn first_answer_again(&self, request: &Request, digest: [u8; 16]) -> Result<Option<Outcome>, Rejection> {
+        let Some(caller) = &request.id else { return Ok(None) };
+        let key = RequestKey { namespace: namespace_of(&request.command), id: caller.id.clone() };
+        let Some(record) = self.state().request(&key) else { return Ok(None) };
+        if record.digest != digest {
+            return Err(Rejection::RequestIdReused(caller.id.clone()));
+        }
+        match &record.result {
+            RequestResult::Sandbox { id, name, created, revision } => {
+                Ok(Some(self.answer_sandbox(id, name, *created, *revision, true)))
+            }
+            RequestResult::RolledBack { reason } => Err(Rejection::RolledBack { reason: reason.clone() }),
+            RequestResult::Agent(id) => match self.state().agent(id) {
+                Some(agent) => Ok(Some(Outcome::Agent(Box::new(agent.clone())))),
+                None => Ok(Some(Outcome::AgentRemoved { released: 0 })),
+            },
+        }
+    }
+
+    /// A sandbox as it is now, or that it is gone.
+    fn answer_sandbox(
+        &self,
+        id: &SandboxId,
+        name: &SandboxName,
+        created: Timestamp,
+        revision: Revision,
+        duplicate: bool,
+    ) -> Outcome {
+        match self.state().sandbox(id) {
+            Some(sandbox) => Outcome::Sandbox { sandbox: Box::new(sandbox.clone()), revision, duplicate },
+            None => Outcome::Gone { id: id.clone(), name: name.clone(), created, revision, duplicate },
+        }
+    }
+
+    fn answer_about(&self, sandbox: &Sandbox, revision: Revision) -> Outcome {
+        self.answer_sandbox(&sandbox.id, &sandbox.spec.name, sandbox.created, revision, false)
+    }
+}
+
+/// Where the id of a command's request is known.
+fn namespace_of(command: &Command) -> Option<Label> {
+    use crate::command::SandboxRef;
+    match command {
+        Command::CreateSandbox(create) => Some(create.spec.name.namespace.clone()),
+        Command::UpdateSandbox { target, .. }
+        | Command::ResetSandbox(target)
+        | Command::TerminateSandbox(target) => match &target.sandbox {
+            SandboxRef::Id { namespace, .. } => Some(namespace.clone()),
+            SandboxRef::Name(name) => Some(name.namespace.clone()),
+        },
+        _ => None,
+    }
+}
+
+/// Whether events may have made room for sandboxes that wait.
+fn frees_capacity(events: &[Event]) -> bool {
+    events.iter().any(|event| match &event.kind {
+        EventKind::AgentRegistered(_)
+        | EventKind::AgentReturned
+        | EventKind::AgentUncordoned
+        | EventKind::AllocationReleased { .. } => true,
+        EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => released.is_some(),
+        _ => false,
+    })
+}

@@ -1,0 +1,120 @@
+//! What agents say of their sandboxes. A report is never refused: what is late, or of another life, changes nothing.
+
+use super::Surroundings;
+use crate::command::{Report, ReportedState};
+use crate::decide::Outcome;
+use crate::draft::{Cause, Draft};
+use crate::event::EventKind;
+use crate::ids::Generation;
+use crate::limits::MAX_REFUSALS;
+use crate::placement::place;
+use crate::spec::Mode;
+use crate::state::{Phase, Sandbox};
+
+impl Draft {
+    pub(super) fn hear_report(
+        &mut self,
+        cause: &mut Cause,
+        report: &Report,
+        around: &mut dyn Surroundings,
+    ) -> Outcome {
+        let Some(sandbox) = self.state().sandbox(&report.sandbox_id).cloned() else { return Outcome::Done };
+        let agent = self.state().agent(&report.agent);
+        let same_life = agent.is_some_and(|agent| agent.spec.incarnation == report.incarnation);
+        let generation = report.generation;
+        let holds = |held: &crate::state::Held| held.generation == generation && held.agent == report.agent;
+        if !same_life || !sandbox.status.held.iter().any(holds) {
+            return Outcome::Done;
+        }
+        let phase = sandbox.status.phase;
+        let current = generation == sandbox.status.generation;
+        let wanted = current && matches!(phase, Phase::Allocated | Phase::Running | Phase::Lost);
+        match &report.state {
+            ReportedState::Running { endpoints }
+                if wanted && (phase != Phase::Running || sandbox.status.endpoints != *endpoints) =>
+            {
+                let kind = EventKind::SandboxRunning { generation, endpoints: endpoints.clone() };
+                let reason = if phase == Phase::Lost { "its agent is back, and it still runs" } else { "" };
+                self.push_sandbox(cause, &sandbox, kind, reason);
+            }
+            ReportedState::Exited { exit_code, reason, expired } if wanted => {
+                if *expired {
+                    self.push_sandbox(cause, &sandbox, EventKind::SandboxTerminating, "expired");
+                } else {
+                    self.fail(cause, &sandbox, Some(generation), *exit_code, reason);
+                }
+            }
+            ReportedState::StartFailed { reason } if wanted => {
+                self.fail(cause, &sandbox, Some(generation), None, reason);
+            }
+            ReportedState::AdmissionRefused { reason } if current && phase == Phase::Allocated => {
+                self.move_on(cause, &sandbox, reason, around);
+            }
+            ReportedState::Absent => self.absent(cause, &sandbox, generation),
+            _ => {}
+        }
+        Outcome::Done
+    }
+
+    /// It is no longer there, or never came to be. A STRONG create that never ran is rolled back.
+    pub(super) fn fail(
+        &mut self,
+        cause: &mut Cause,
+        sandbox: &Sandbox,
+        released: Option<Generation>,
+        exit_code: Option<i32>,
+        reason: &str,
+    ) {
+        self.push_sandbox(cause, sandbox, EventKind::SandboxFailed { released, exit_code }, reason);
+        let never_ran = sandbox.status.running_since.is_none() && sandbox.status.generation <= 1;
+        let now = self.state().sandbox(&sandbox.id);
+        let nothing_held = now.is_some_and(|sandbox| sandbox.status.held.is_empty());
+        if sandbox.spec.mode == Mode::Strong && never_ran && nothing_held {
+            self.push_sandbox(cause, sandbox, EventKind::SandboxRemoved { released: None }, reason);
+        }
+    }
+
+    fn absent(&mut self, cause: &mut Cause, sandbox: &Sandbox, generation: Generation) {
+        let status = &sandbox.status;
+        let current = generation == status.generation;
+        match status.phase {
+            Phase::Terminating if status.held.len() == 1 => {
+                let kind = EventKind::SandboxRemoved { released: Some(generation) };
+                self.push_sandbox(cause, sandbox, kind, status.reason.clone());
+            }
+            Phase::Running | Phase::Lost if current => {
+                self.fail(cause, sandbox, Some(generation), None, "vanished from its agent");
+            }
+            // It was never started: the applier will have it started.
+            Phase::Allocated if current => {}
+            _ => {
+                let agent = status.held.iter().find(|held| held.generation == generation);
+                let agent = agent.map(|held| held.agent.clone());
+                let kind = EventKind::AllocationReleased { generation };
+                self.push_about(cause, sandbox, agent, kind, "an earlier generation is gone");
+            }
+        }
+    }
+
+    /// An agent refused it before anything was started: it may go elsewhere at once.
+    fn move_on(&mut self, cause: &mut Cause, sandbox: &Sandbox, reason: &str, around: &mut dyn Surroundings) {
+        let generation = sandbox.status.generation;
+        let reason = format!("refused by its agent: {reason}");
+        if sandbox.status.refusals + 1 >= MAX_REFUSALS {
+            self.fail(cause, sandbox, Some(generation), None, &reason);
+            return;
+        }
+        let with_image = around.agents_with_image(&sandbox.spec.image);
+        let refused_by = sandbox.status.agent.as_ref();
+        let elsewhere = place(self.state(), &sandbox.spec.shape(), with_image, refused_by);
+        let elsewhere = elsewhere.map(|agent| agent.spec.agent_id.clone());
+        if elsewhere.is_none() && sandbox.spec.mode == Mode::Strong {
+            self.fail(cause, sandbox, Some(generation), None, &reason);
+            return;
+        }
+        self.push_sandbox(cause, sandbox, EventKind::AllocationReleased { generation }, reason);
+        if let Some(agent) = elsewhere {
+            self.allocate(cause, &sandbox.id, agent, "");
+        }
+    }
+}

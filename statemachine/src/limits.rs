@@ -1,0 +1,166 @@
+//! Limits on what a caller may ask for: each a constant with its reason, all checked before anything is decided.
+
+use crate::command::CreateSandbox;
+use crate::spec::{AgentSpec, Labels};
+
+/// The most environment variables of a sandbox.
+pub const MAX_ENVS: usize = 128;
+/// The most bytes of all environment variables together: below what execve(2) takes, and a bound for the log.
+pub const MAX_ENV_BYTES: usize = 64 * 1024;
+/// The most labels of a sandbox or an agent, and the most terms of a selector.
+pub const MAX_LABELS: usize = 64;
+/// The most bytes of a label's key or value.
+pub const MAX_LABEL_TEXT_BYTES: usize = 256;
+/// The most elements of command and args together.
+pub const MAX_ARGS: usize = 256;
+/// The most bytes of command and args together: below what execve(2) takes with the environment.
+pub const MAX_ARG_BYTES: usize = 64 * 1024;
+/// The most bytes of an image reference or working directory (PATH_MAX).
+pub const MAX_TEXT_BYTES: usize = 4096;
+/// The most ports of a sandbox.
+pub const MAX_PORTS: usize = 16;
+/// The most CPU of an agent or sandbox, thousandths: 65,536 CPUs. With the limit on agents, sums stay below 2^64.
+pub const MAX_CPU_MILLIS: u64 = 65_536_000;
+/// The most memory of an agent or sandbox, bytes: 64 TiB. With the limit on agents, sums stay below 2^64.
+pub const MAX_MEMORY_BYTES: u64 = 1 << 46;
+/// The most slots of an agent: what it holds is released in one entry when it is removed, and has to fit.
+pub const MAX_SLOTS: u64 = 4096;
+/// The most agents.
+pub const MAX_AGENTS: usize = 100_000;
+/// The most sandboxes that wait for capacity: beyond that, waiting is no help to anyone.
+pub const MAX_WAITING: usize = 10_000;
+/// The most remembered requests.
+pub const MAX_REQUESTS: usize = 1_000_000;
+/// The longest time to live and the longest wait for capacity, nanoseconds: ten years.
+pub const MAX_DURATION_NANOS: i64 = 10 * 365 * 24 * 3600 * 1_000_000_000;
+/// The longest recovery timeout, seconds: one day.
+pub const MAX_RECOVERY_TIMEOUT_SECONDS: u32 = 24 * 3600;
+/// The most events that one housekeeping command (expiry, loss of an agent, waking of those that wait) makes at
+/// once, so that callers' commands are not held up behind it; the leader asks again until nothing is left.
+pub const MAX_HOUSEKEEPING_EVENTS: usize = 500;
+/// How often a sandbox is moved because agents refuse it before it is called failed.
+pub const MAX_REFUSALS: u64 = 8;
+
+/// One field that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Violation {
+    /// The field, as the API names it.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub description: String,
+}
+
+impl Violation {
+    /// A violation of `field`.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self { field: field.into(), description: description.into() }
+    }
+}
+
+struct Checker(Vec<Violation>);
+
+impl Checker {
+    fn at_most(&mut self, field: &str, what: &str, value: u64, most: u64) {
+        if value > most {
+            self.0.push(Violation::new(field, format!("at most {most} {what}, has {value}")));
+        }
+    }
+
+    fn require(&mut self, holds: bool, field: &str, description: &str) {
+        if !holds {
+            self.0.push(Violation::new(field, description));
+        }
+    }
+
+    fn labels(&mut self, field: &str, labels: &Labels) {
+        self.at_most(field, "entries", labels.len() as u64, MAX_LABELS as u64);
+        for (key, value) in labels {
+            self.require(!key.is_empty(), field, "a key must not be empty");
+            let longest = key.len().max(value.len()) as u64;
+            self.at_most(field, "bytes in a key or value", longest, MAX_LABEL_TEXT_BYTES as u64);
+        }
+    }
+
+    fn done(self) -> Result<(), Vec<Violation>> {
+        if self.0.is_empty() { Ok(()) } else { Err(self.0) }
+    }
+}
+
+/// Checks a create against all limits.
+///
+/// # Errors
+/// Every violation.
+pub fn check_create(create: &CreateSandbox) -> Result<(), Vec<Violation>> {
+    let mut check = Checker(Vec::new());
+    let spec = &create.spec;
+    check.at_most("envs", "variables", spec.envs.len() as u64, MAX_ENVS as u64);
+    let bytes: usize = spec.envs.iter().map(|(key, value)| key.len() + value.len() + 2).sum();
+    check.at_most("envs", "bytes in all", bytes as u64, MAX_ENV_BYTES as u64);
+    for (key, value) in &spec.envs {
+        let good = !key.is_empty() && !key.contains(['=', '\0']) && !value.contains('\0');
+        check.require(good, "envs", "a name must not be empty nor contain '='; neither part may contain NUL");
+    }
+    let args = || spec.command.iter().chain(&spec.args);
+    check.at_most("args", "elements with command", args().count() as u64, MAX_ARGS as u64);
+    let bytes: usize = args().map(|arg| arg.len() + 1).sum();
+    check.at_most("args", "bytes with command", bytes as u64, MAX_ARG_BYTES as u64);
+    check.require(!args().any(|arg| arg.contains('\0')), "args", "must not contain NUL");
+    check.at_most("image", "bytes", spec.image.len() as u64, MAX_TEXT_BYTES as u64);
+    check.at_most("working_dir", "bytes", spec.working_dir.len() as u64, MAX_TEXT_BYTES as u64);
+    check.require(!spec.working_dir.contains('\0'), "working_dir", "must not contain NUL");
+    let relative = spec.working_dir.is_empty() || spec.working_dir.starts_with('/');
+    check.require(relative, "working_dir", "must be an absolute path");
+    check.at_most("exposed_ports", "ports", spec.ports.len() as u64, MAX_PORTS as u64);
+    check.require(!spec.ports.contains(&0), "exposed_ports", "a port is 1 to 65535");
+    let mut ports = spec.ports.clone();
+    ports.sort_unstable();
+    let twice = ports.windows(2).any(|pair| pair[0] == pair[1]);
+    check.require(!twice, "exposed_ports", "a port must not be named twice");
+    check.at_most("resources.cpu_millis", "thousandths", spec.resources.cpu_millis, MAX_CPU_MILLIS);
+    check.at_most("resources.memory_bytes", "bytes", spec.resources.memory_bytes, MAX_MEMORY_BYTES);
+    check.labels("labels", &create.labels);
+    check.labels("agent_selector", &spec.agent_selector);
+    let timeout = u64::from(create.recovery_timeout_seconds);
+    check.at_most("recovery_timeout_seconds", "seconds", timeout, MAX_RECOVERY_TIMEOUT_SECONDS.into());
+    if let Some(crate::command::Expiry::After(nanos)) = create.expiry {
+        check.require((1..=MAX_DURATION_NANOS).contains(&nanos), "ttl", "must be more than 0 and at most ten years");
+    }
+    if let Some(nanos) = create.wait {
+        let good = (1..=MAX_DURATION_NANOS).contains(&nanos);
+        check.require(good, "capacity_timeout", "must be more than 0 and at most ten years");
+    }
+    check.done()
+}
+
+/// Checks the labels of an update.
+///
+/// # Errors
+/// Every violation.
+pub fn check_update(update: &crate::event::SandboxUpdate) -> Result<(), Vec<Violation>> {
+    let mut check = Checker(Vec::new());
+    if let Some(labels) = &update.labels {
+        check.labels("labels", labels);
+    }
+    if let Some(timeout) = update.recovery_timeout_seconds {
+        check.at_most("recovery_timeout_seconds", "seconds", timeout.into(), MAX_RECOVERY_TIMEOUT_SECONDS.into());
+    }
+    check.done()
+}
+
+/// Checks what an agent says of itself.
+///
+/// # Errors
+/// Every violation.
+pub fn check_agent(agent: &AgentSpec) -> Result<(), Vec<Violation>> {
+    let mut check = Checker(Vec::new());
+    check.require(agent.capacity.slots > 0, "capacity.slots", "must be at least 1");
+    check.at_most("capacity.slots", "slots", agent.capacity.slots, MAX_SLOTS);
+    check.at_most("capacity.cpu_millis", "thousandths", agent.capacity.cpu_millis, MAX_CPU_MILLIS);
+    check.at_most("capacity.memory_bytes", "bytes", agent.capacity.memory_bytes, MAX_MEMORY_BYTES);
+    check.labels("labels", &agent.labels);
+    for (field, text) in [("runtime", &agent.runtime), ("version", &agent.version), ("host", &agent.host)] {
+        check.at_most(field, "bytes", text.len() as u64, MAX_LABEL_TEXT_BYTES as u64);
+    }
+    check.require(agent.incarnation.start > 0, "incarnation.start", "must be at least 1");
+    check.done()
+}

@@ -1,0 +1,130 @@
+//! Placement: which agent gets a sandbox.
+//!
+//! An agent fits if it is READY, not cordoned, of the pool, bears all labels of the selector, and has a slot, the CPU,
+//! the memory and all host ports left. Of those that fit: one that has the image before one that has not, then the
+//! least loaded (by slots), then the first by name.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::AgentId;
+use crate::spec::{Resources, Shape};
+use crate::state::{Agent, State};
+
+/// Why no agent had room: how many fell short of what.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shortage {
+    /// The pool that was asked.
+    pub pool: String,
+    /// Agents of the pool.
+    pub agents: usize,
+    /// Lost or cordoned.
+    pub unavailable: usize,
+    /// Without the labels of the selector.
+    pub labels: usize,
+    /// Without a free slot.
+    pub slots: usize,
+    /// With too little CPU left.
+    pub cpu: usize,
+    /// With too little memory left.
+    pub memory: usize,
+    /// With one of the ports taken.
+    pub ports: usize,
+    /// Sandboxes of the same shape that wait already, and come first.
+    pub waiting: usize,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.agents == 0 {
+            return write!(f, "pool {:?} has no agents", self.pool);
+        }
+        let parts = [
+            (self.unavailable, "lost or cordoned"),
+            (self.labels, "without the labels asked for"),
+            (self.slots, "with no free slot"),
+            (self.cpu, "with too little CPU left"),
+            (self.memory, "with too little memory left"),
+            (self.ports, "with a port taken"),
+        ];
+        write!(f, "of {} agent{} in pool {:?}:", self.agents, if self.agents == 1 { "" } else { "s" }, self.pool)?;
+        let mut separator = " ";
+        for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
+            write!(f, "{separator}{count} {what}")?;
+            separator = ", ";
+        }
+        if self.waiting > 0 {
+            write!(f, "{separator}{} of the same shape wait already", self.waiting)?;
+        }
+        Ok(())
+    }
+}
+
+enum Misfit {
+    Unavailable,
+    Labels,
+    Slots,
+    Cpu,
+    Memory,
+    Ports,
+}
+
+fn fit(agent: &Agent, shape: &Shape) -> Result<(), Misfit> {
+    let free = agent.free();
+    let Resources { cpu_millis, memory_bytes } = shape.resources;
+    let bears = |(key, value): (&String, &String)| agent.spec.labels.get(key) == Some(value);
+    if !agent.schedulable() {
+        Err(Misfit::Unavailable)
+    } else if !shape.agent_selector.iter().all(bears) {
+        Err(Misfit::Labels)
+    } else if free.slots == 0 {
+        Err(Misfit::Slots)
+    } else if free.cpu_millis < cpu_millis {
+        Err(Misfit::Cpu)
+    } else if free.memory_bytes < memory_bytes {
+        Err(Misfit::Memory)
+    } else if shape.ports.iter().any(|port| agent.ports.contains(port)) {
+        Err(Misfit::Ports)
+    } else {
+        Ok(())
+    }
+}
+
+/// Chooses an agent, but for `refused_by`. `with_image`: the agents that have the image, as far as the leader knows.
+pub(crate) fn place<'a>(
+    state: &'a State,
+    shape: &Shape,
+    with_image: Option<&BTreeSet<AgentId>>,
+    refused_by: Option<&AgentId>,
+) -> Option<&'a Agent> {
+    let fits = |agent: &&Agent| Some(&agent.spec.agent_id) != refused_by && fit(agent, shape).is_ok();
+    let of_pool = |agent: &&Agent| agent.spec.pool == shape.pool;
+    let holders = with_image.into_iter().flatten().filter_map(|id| state.agent(id));
+    // BTreeSet yields names in order and min_by_key keeps the first of equals, so ties go to the first by name.
+    let with_image = holders.filter(of_pool).filter(fits).min_by_key(|agent| agent.load());
+    with_image.or_else(|| state.ready_agents(&shape.pool).find(fits))
+}
+
+/// Says why [`place`] found nobody.
+pub(crate) fn shortage(state: &State, shape: &Shape) -> Shortage {
+    let mut shortage = Shortage {
+        pool: shape.pool.to_string(),
+        waiting: state.queue_length(shape),
+        ..Shortage::default()
+    };
+    for agent in state.agents().filter(|agent| agent.spec.pool == shape.pool) {
+        shortage.agents += 1;
+        match fit(agent, shape) {
+            Ok(()) => {}
+            Err(Misfit::Unavailable) => shortage.unavailable += 1,
+            Err(Misfit::Labels) => shortage.labels += 1,
+            Err(Misfit::Slots) => shortage.slots += 1,
+            Err(Misfit::Cpu) => shortage.cpu += 1,
+            Err(Misfit::Memory) => shortage.memory += 1,
+            Err(Misfit::Ports) => shortage.ports += 1,
+        }
+    }
+    shortage
+}

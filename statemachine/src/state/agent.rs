@@ -1,0 +1,60 @@
+//! An agent's record. What it has given away is derived from the sandboxes' allocations.
+
+use std::sync::Arc;
+
+use imbl::OrdSet;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Digest, Revision};
+use crate::spec::{AgentSpec, Capacity};
+use crate::state::digest::digest_of;
+
+/// Whether an agent is heard of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentStatus {
+    /// Heard of.
+    Ready,
+    /// Not heard of for too long.
+    Lost,
+}
+
+/// An agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agent {
+    /// What it said of itself.
+    pub spec: Arc<AgentSpec>,
+    /// Whether it is heard of.
+    pub status: AgentStatus,
+    /// No new sandboxes for it.
+    pub cordoned: bool,
+    /// Why it is as it is, for people.
+    pub reason: String,
+    /// The revision of the last change of what stands above.
+    pub revision: Revision,
+    /// The sum of the unreleased allocations. Derived.
+    pub allocated: Capacity,
+    /// The host ports that they hold. Derived.
+    pub ports: OrdSet<u16>,
+}
+
+impl Agent {
+    /// What is left.
+    pub fn free(&self) -> Capacity {
+        self.spec.capacity.left(self.allocated)
+    }
+
+    /// Whether it may get new sandboxes.
+    pub fn schedulable(&self) -> bool {
+        self.status == AgentStatus::Ready && !self.cordoned
+    }
+
+    /// How loaded it is: 65,536ths of its slots.
+    pub(crate) fn load(&self) -> u32 {
+        let slots = self.spec.capacity.slots.max(1);
+        u32::try_from((self.allocated.slots << 16) / slots).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn digest(&self) -> Digest {
+        digest_of(&("agent", &self.spec, self.status, self.cordoned, &self.reason, self.revision))
+    }
+}

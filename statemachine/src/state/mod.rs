@@ -1,0 +1,240 @@
+//! The state that every replica folds from the history.
+//!
+//! Determinism contract: the state is a function of the entries applied, in order, and of nothing else. No clock,
+//! no randomness, no order of a hash table, no address. Two replicas at one revision are equal, record by record.
+//!
+//! Records (sandboxes, agents, requests) are the truth. Everything else here is an index that follows from them; each
+//! `put_*` keeps its indexes, so that none can be forgotten. Cloning is O(1): all maps are persistent (`imbl`).
+
+mod agent;
+pub(crate) mod digest;
+mod index;
+mod request;
+mod sandbox;
+
+use std::ops::Bound;
+
+use imbl::{OrdMap, OrdSet};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use agent::{Agent, AgentStatus};
+pub use request::{RequestKey, RequestRecord, RequestResult};
+pub use sandbox::{Held, Phase, Sandbox, Status};
+
+use crate::ids::{AgentId, Digest, Generation, Label, Revision, SandboxId, SandboxName, Timestamp};
+use crate::spec::{Capacity, Shape};
+use digest::RecordSum;
+use sandbox::PHASES;
+
+/// What is known of the cluster as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Drawn once.
+    pub id: Uuid,
+    /// Gates new kinds of event.
+    pub version: u32,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    pub(crate) revision: Revision,
+    pub(crate) last_time: Timestamp,
+    pub(crate) history: Digest,
+    pub(crate) sum: RecordSum,
+    pub(crate) cluster: Option<Cluster>,
+    pub(crate) sandboxes: OrdMap<SandboxId, Sandbox>,
+    pub(crate) agents: OrdMap<AgentId, Agent>,
+    pub(crate) requests: OrdMap<RequestKey, RequestRecord>,
+    // Indexes, kept by index.rs.
+    names: OrdMap<SandboxName, SandboxId>,
+    held: OrdSet<(AgentId, SandboxId, Generation)>,
+    expiries: OrdSet<(Timestamp, SandboxId)>,
+    queues: OrdMap<Shape, OrdSet<(Revision, SandboxId)>>,
+    wait_ends: OrdSet<(Timestamp, SandboxId)>,
+    request_ends: OrdSet<(Timestamp, RequestKey)>,
+    ready: OrdMap<Label, OrdSet<(u32, AgentId)>>,
+    phases: [u64; PHASES],
+}
+
+impl State {
+    /// The state before the first event.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The revision of the last event; 0: none yet.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The time of the last event.
+    pub fn last_time(&self) -> Timestamp {
+        self.last_time
+    }
+
+    /// The chain over all entries.
+    pub fn history_digest(&self) -> Digest {
+        self.history
+    }
+
+    /// The digest over all records.
+    pub fn state_digest(&self) -> Digest {
+        self.sum.digest()
+    }
+
+    /// The cluster; None before the first event.
+    pub fn cluster(&self) -> Option<Cluster> {
+        self.cluster
+    }
+
+    /// A sandbox by its id.
+    pub fn sandbox(&self, id: &SandboxId) -> Option<&Sandbox> {
+        self.sandboxes.get(id)
+    }
+
+    /// The live sandbox of a name: neither TERMINATING nor gone.
+    pub fn sandbox_named(&self, name: &SandboxName) -> Option<&Sandbox> {
+        self.names.get(name).map(|id| self.indexed_sandbox(id))
+    }
+
+    /// All sandboxes, by id.
+    pub fn sandboxes(&self) -> impl Iterator<Item = &Sandbox> {
+        self.sandboxes.values()
+    }
+
+    /// Sandboxes whose id is greater than `after`, by id.
+    pub fn sandboxes_after(&self, after: Option<&SandboxId>) -> impl Iterator<Item = &Sandbox> {
+        let start = after.map_or(Bound::Unbounded, |id| Bound::Excluded(id.clone()));
+        self.sandboxes.range((start, Bound::Unbounded)).map(|(_, sandbox)| sandbox)
+    }
+
+    /// How many sandboxes there are.
+    pub fn sandbox_count(&self) -> usize {
+        self.sandboxes.len()
+    }
+
+    /// How many sandboxes are in a phase.
+    pub fn count_in(&self, phase: Phase) -> u64 {
+        self.phases[phase as usize]
+    }
+
+    /// An agent by its name.
+    pub fn agent(&self, id: &AgentId) -> Option<&Agent> {
+        self.agents.get(id)
+    }
+
+    /// All agents, by name.
+    pub fn agents(&self) -> impl Iterator<Item = &Agent> {
+        self.agents.values()
+    }
+
+    /// How many agents there are.
+    pub fn agent_count(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// What an agent holds: each unreleased allocation's sandbox and generation, by sandbox id.
+    pub fn held_by<'a>(&'a self, agent: &'a AgentId) -> impl Iterator<Item = (&'a Sandbox, Generation)> {
+        let start = (agent.clone(), SandboxId::Fast([0; 16]), 0);
+        let of_agent = move |(holder, _, _): &&(AgentId, SandboxId, Generation)| holder == agent;
+        let record = |(_, id, generation): &'a (AgentId, SandboxId, Generation)| {
+            (self.indexed_sandbox(id), *generation)
+        };
+        self.held.range(start..).take_while(of_agent).map(record)
+    }
+
+    /// A remembered request.
+    pub fn request(&self, key: &RequestKey) -> Option<&RequestRecord> {
+        self.requests.get(key)
+    }
+
+    /// How many requests are remembered.
+    pub fn request_count(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Agents of a pool that have a free slot and may get new sandboxes, least loaded first, ties by name.
+    pub(crate) fn ready_agents(&self, pool: &Label) -> impl Iterator<Item = &Agent> {
+        self.ready.get(pool).into_iter().flatten().map(|(_, id)| {
+            self.agents.get(id).expect("the ready index names agents of the state")
+        })
+    }
+
+    /// The heads of all queues, longest waiting first.
+    pub(crate) fn queue_heads(&self) -> Vec<(Revision, SandboxId)> {
+        let mut heads: Vec<_> = self.queues.values().filter_map(|queue| queue.get_min().cloned()).collect();
+        heads.sort_unstable();
+        heads
+    }
+
+    /// How many sandboxes of a shape wait.
+    pub(crate) fn queue_length(&self, shape: &Shape) -> usize {
+        self.queues.get(shape).map_or(0, OrdSet::len)
+    }
+
+    /// Sandboxes whose time is over at `now`, oldest first.
+    pub(crate) fn expired(&self, now: Timestamp) -> impl Iterator<Item = &Sandbox> {
+        due(&self.expiries, now).map(|id| self.indexed_sandbox(id))
+    }
+
+    /// Sandboxes that have waited for capacity for too long at `now`.
+    pub(crate) fn waited_too_long(&self, now: Timestamp) -> impl Iterator<Item = &Sandbox> {
+        due(&self.wait_ends, now).map(|id| self.indexed_sandbox(id))
+    }
+
+    /// Requests that may be forgotten at `now`, oldest first.
+    pub(crate) fn forgettable(&self, now: Timestamp) -> impl Iterator<Item = &RequestKey> {
+        due(&self.request_ends, now)
+    }
+
+    /// The earliest time at which [`crate::Command::Housekeeping`] has something to do, as far as time goes.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        let firsts = [
+            self.expiries.get_min().map(|(time, _)| *time),
+            self.wait_ends.get_min().map(|(time, _)| *time),
+            self.request_ends.get_min().map(|(time, _)| *time),
+        ];
+        firsts.into_iter().flatten().min()
+    }
+
+    /// Whether nobody waits for capacity.
+    pub fn nobody_waits(&self) -> bool {
+        self.queues.is_empty()
+    }
+
+    /// What all agents have, have given away, and have left for new sandboxes.
+    pub fn capacity(&self) -> FleetCapacity {
+        let mut fleet = FleetCapacity::default();
+        for agent in self.agents.values() {
+            fleet.total = fleet.total.plus(agent.spec.capacity);
+            fleet.allocated = fleet.allocated.plus(agent.allocated);
+            if agent.schedulable() {
+                fleet.free = fleet.free.plus(agent.free());
+            }
+        }
+        fleet
+    }
+
+    fn indexed_sandbox(&self, id: &SandboxId) -> &Sandbox {
+        self.sandboxes.get(id).expect("indexes name sandboxes of the state")
+    }
+}
+
+/// The capacity of all agents together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FleetCapacity {
+    /// Of all agents.
+    pub total: Capacity,
+    /// The sum of unreleased allocations.
+    pub allocated: Capacity,
+    /// What new sandboxes can get: of the agents that are READY and not cordoned.
+    pub free: Capacity,
+}
+
+fn due<T: Ord + Clone>(index: &OrdSet<(Timestamp, T)>, now: Timestamp) -> impl Iterator<Item = &T> {
+    index.iter().take_while(move |(time, _)| *time <= now).map(|(_, what)| what)
+}
