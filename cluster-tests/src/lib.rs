@@ -1,1 +1,14 @@
-//! Real processes, faults, an oracle, one file per invariant.
+//! Real processes of the real binary, on real sockets and disks: what the cluster tests are made of.
+//!
+//! A test waits for a condition ([`eventually`]), never for a time. Everything that a test starts is killed, and its
+//! folder removed, when its [`Cluster`] goes out of scope; the folder stays if the test failed.
+
+mod binary;
+mod cluster;
+mod process;
+mod wait;
+
+pub use binary::binary;
+pub use cluster::{AgentProcess, Cluster, ClusterOptions, NodeProcess, by_id, by_name, get, shell};
+pub use process::{Process, alive, children_of, resident_bytes};
+pub use wait::{LONG, eventually, eventually_for};

@@ -4,13 +4,13 @@
 
 /// What clients and agents speak with control nodes.
 pub mod v1 {
-    #![allow(missing_docs, clippy::pedantic, unused_qualifications)]
+    #![allow(missing_docs, clippy::pedantic, clippy::large_enum_variant, unused_qualifications)]
     tonic::include_proto!("sandkeeper.v1");
 }
 
 /// What control nodes speak among themselves.
 pub mod internal {
-    #![allow(missing_docs, clippy::pedantic, unused_qualifications)]
+    #![allow(missing_docs, clippy::pedantic, clippy::large_enum_variant, unused_qualifications)]
     tonic::include_proto!("sandkeeper.internal.v1");
 }
 

@@ -63,18 +63,19 @@ impl State {
             | EventKind::AgentReturned
             | EventKind::AgentCordoned
             | EventKind::AgentUncordoned
-            | EventKind::AgentRemoved => self.apply_to_agent(header, &event.kind),
+            | EventKind::AgentRemoved { .. } => self.apply_to_agent(header, &event.kind),
             EventKind::SandboxCreated(created) => self.create_sandbox(header, created, time),
             EventKind::RequestsPruned { until, limit } => self.prune_requests(*until, *limit),
             EventKind::SandboxRemoved { released } => self.finish_sandbox(header, *released, time),
             kind => self.apply_to_sandbox(header, kind, time),
         }
-        self.remember_request(header, time);
+        self.remember_request(event, time);
     }
 
     fn apply_to_agent(&mut self, header: &Header, kind: &EventKind) {
         let id = subject_agent(header);
-        if let EventKind::AgentRemoved = kind {
+        if let EventKind::AgentRemoved { .. } = kind {
+            assert!(self.agents.contains_key(id), "event {} removes agent {id}, which is not there", self.revision);
             assert!(self.held_by(id).next().is_none(), "agent {id} is removed, but holds allocations");
             self.remove_agent(id);
             return;
@@ -88,6 +89,7 @@ impl State {
                 revision: 0,
                 allocated: Capacity::default(),
                 ports: imbl::OrdSet::new(),
+                live: 0,
             },
             (_, Some(agent)) => agent.clone(),
             (_, None) => panic!("event {} is about agent {id}, which is not there", self.revision),
@@ -127,6 +129,7 @@ impl State {
             reason: header.reason.clone(),
             exit_code: None,
             running_since: None,
+            ever_ran: false,
             refusals: 0,
             revision: self.revision,
         };
@@ -137,7 +140,9 @@ impl State {
 
     fn apply_to_sandbox(&mut self, header: &Header, kind: &EventKind, time: Timestamp) {
         let mut sandbox = self.subject_record(header);
+        self.check_transition(&sandbox, kind);
         let status = Arc::make_mut(&mut sandbox.status);
+        let mut new_reason = !matches!(kind, EventKind::SandboxUpdated(_));
         match kind {
             EventKind::SandboxAllocated { generation } => {
                 assert_eq!(*generation, status.generation + 1, "generations count by one");
@@ -156,6 +161,7 @@ impl State {
                 status.phase = Phase::Running;
                 status.endpoints.clone_from(endpoints);
                 status.running_since = status.running_since.or(Some(time));
+                status.ever_ran = true;
                 status.refusals = 0;
             }
             EventKind::SandboxFailed { released, exit_code } => {
@@ -165,6 +171,7 @@ impl State {
                 status.phase = Phase::Failed;
                 status.exit_code = *exit_code;
                 status.wait_until = None;
+                status.endpoints.clear();
             }
             EventKind::SandboxLost => status.phase = Phase::Lost,
             EventKind::SandboxUpdated(update) => {
@@ -181,12 +188,15 @@ impl State {
                 status.queued = self.revision;
                 status.wait_until = None;
                 status.endpoints.clear();
+                status.refusals = 0;
             }
             EventKind::SandboxTerminating => status.phase = Phase::Terminating,
             EventKind::AllocationReleased { generation } => {
                 release(status, *generation);
-                // A refused allocation: it wants another one. (Older generations are released in any phase.)
-                if status.phase == Phase::Allocated && *generation == status.generation {
+                // A refused allocation: it wants another one. (Older generations are released in any phase, and say
+                // nothing of the current one.)
+                new_reason = status.phase == Phase::Allocated && *generation == status.generation;
+                if new_reason {
                     status.phase = Phase::Pending;
                     status.queued = self.revision;
                     status.refusals += 1;
@@ -194,11 +204,29 @@ impl State {
             }
             _ => unreachable!("apply_event sends only sandboxes' events here"),
         }
-        if !matches!(kind, EventKind::SandboxUpdated(_)) {
+        if new_reason {
             status.reason.clone_from(&header.reason);
         }
         status.revision = self.revision;
         self.put_sandbox(sandbox);
+    }
+
+    /// Which events can follow in which phase: anything else is a corrupt history.
+    fn check_transition(&self, sandbox: &Sandbox, kind: &EventKind) {
+        use Phase::{Allocated, Failed, Lost, Pending, Running, Terminating};
+        let from: &[Phase] = match kind {
+            EventKind::SandboxAllocated { .. } | EventKind::SandboxFailed { released: None, .. } => &[Pending],
+            EventKind::SandboxRunning { .. } | EventKind::SandboxFailed { .. } => &[Allocated, Running, Lost],
+            EventKind::SandboxLost => &[Allocated, Running],
+            EventKind::SandboxReset => &[Allocated, Running, Failed],
+            EventKind::SandboxTerminating | EventKind::SandboxUpdated(_) => {
+                &[Pending, Allocated, Running, Failed, Lost]
+            }
+            _ => &[Pending, Allocated, Running, Terminating, Failed, Lost],
+        };
+        let phase = sandbox.status.phase;
+        let id = &sandbox.id;
+        assert!(from.contains(&phase), "event {} can't happen to {} sandbox {id}", self.revision, phase.as_str());
     }
 
     fn finish_sandbox(&mut self, header: &Header, released: Option<Generation>, time: Timestamp) {
@@ -212,9 +240,12 @@ impl State {
             namespace: Some(sandbox.spec.name.namespace.clone()),
             id: sandbox.spec.request_id.clone(),
         };
-        if let Some(mut record) = self.requests.get(&key).cloned()
-            && record.ends.is_none()
-        {
+        // The id may have come to stand for another request, if this sandbox's own was not remembered.
+        let made_it = |record: &RequestRecord| match &record.result {
+            RequestResult::Sandbox { id, .. } => *id == sandbox.id && record.ends.is_none(),
+            _ => false,
+        };
+        if let Some(mut record) = self.requests.get(&key).filter(|record| made_it(record)).cloned() {
             record.ends = Some(time.plus(record.retention));
             if sandbox.spec.mode == Mode::Strong && sandbox.status.phase == Phase::Failed {
                 record.result = RequestResult::RolledBack { reason: header.reason.clone() };
@@ -231,21 +262,24 @@ impl State {
     }
 
     /// Remembers the request behind an event, if this is its first.
-    fn remember_request(&mut self, header: &Header, time: Timestamp) {
+    fn remember_request(&mut self, event: &Event, time: Timestamp) {
+        let header = &event.header;
         let Some(request) = &header.request else { return };
         let Some(memory) = &request.memory else { return };
         let key = RequestKey { namespace: memory.namespace.clone(), id: request.id.clone() };
-        let (result, made_it) = match &header.subject.sandbox {
-            Some((id, name)) => {
-                let record = self.sandboxes.get(id);
-                let created = record.map_or(time, |sandbox| sandbox.created);
-                // A sandbox remembers the request that made it; its end starts that request's retention.
-                let made_it = record.is_some_and(|sandbox| sandbox.created == time);
-                let (id, name) = (id.clone(), name.clone());
-                (RequestResult::Sandbox { id, name, created, revision: self.revision }, made_it)
+        let result = if let Some((id, name)) = &header.subject.sandbox {
+            let created = self.sandboxes.get(id).map_or(time, |sandbox| sandbox.created);
+            let (id, name) = (id.clone(), name.clone());
+            RequestResult::Sandbox { id, name, created, revision: self.revision }
+        } else {
+            let agent = subject_agent(header).clone();
+            match event.kind {
+                EventKind::AgentRemoved { released } => RequestResult::AgentRemoved { agent, released },
+                _ => RequestResult::Agent(agent),
             }
-            None => (RequestResult::Agent(subject_agent(header).clone()), false),
         };
+        // A sandbox remembers the request that made it; its end starts that request's retention.
+        let made_it = matches!(event.kind, EventKind::SandboxCreated(_));
         let ends = (!made_it).then(|| time.plus(memory.retention));
         self.put_request(key, RequestRecord { digest: memory.digest, retention: memory.retention, ends, result });
     }

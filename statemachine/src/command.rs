@@ -78,7 +78,7 @@ pub enum Command {
     /// What an agent says of one generation of a sandbox.
     Report(Report),
     /// Terminate what has expired; fail what has waited too long for capacity; forget old requests; finish what was
-    /// too much for one entry.
+    /// too much for one entry. Due at [`crate::State::next_deadline`].
     Housekeeping,
 }
 

@@ -1,8 +1,9 @@
 //! A draft: an entry in the making, and the working copy of the state that it is decided on.
 
-use crate::entry::{Entry, FIXED_BYTES, encode_event};
+use crate::entry::{Entry, FIXED_BYTES, MAX_ENTRY_BYTES, encode_event};
 use crate::event::{Event, EventKind, Header, RequestRef, Subject};
-use crate::ids::{AgentId, Revision, Term, Timestamp};
+use crate::ids::{AgentId, Generation, Revision, Term, Timestamp};
+use crate::limits::{MAX_DECISION_BYTES, MAX_REASON_BYTES, bounded};
 use crate::spec::Actor;
 use crate::state::digest::chain;
 use crate::state::{Sandbox, State};
@@ -80,6 +81,11 @@ impl Draft {
         self.body.len()
     }
 
+    /// Whether one more command might not fit into the entry: seal it, and decide the next command in a new draft.
+    pub fn is_full(&self) -> bool {
+        self.encoded_bytes() > MAX_ENTRY_BYTES - MAX_DECISION_BYTES
+    }
+
     /// The events so far.
     pub fn events(&self) -> &[Event] {
         &self.events
@@ -102,6 +108,20 @@ impl Draft {
     ) {
         let agent = sandbox.status.agent.clone();
         self.push_about(cause, sandbox, agent, kind, reason);
+    }
+
+    /// An event by which `generation` is released: it is about the agent that held that one, which need not be the
+    /// agent of the current one.
+    pub(crate) fn push_release(
+        &mut self,
+        cause: &mut Cause,
+        sandbox: &Sandbox,
+        generation: Generation,
+        kind: EventKind,
+        reason: impl Into<String>,
+    ) {
+        let holder = sandbox.holder_of(generation).cloned();
+        self.push_about(cause, sandbox, holder, kind, reason);
     }
 
     pub(crate) fn push_about(
@@ -139,6 +159,7 @@ impl Draft {
         reason: String,
     ) {
         let actor = cause.actor.clone();
+        let reason = bounded(reason, MAX_REASON_BYTES);
         let header = Header { actor, reason, request: cause.take(), subject, previous };
         let event = Event { header, kind };
         let time = self.next_time();

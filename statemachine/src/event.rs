@@ -83,7 +83,10 @@ pub enum EventKind {
     /// New sandboxes again.
     AgentUncordoned,
     /// It is out of the state. It holds nothing any more.
-    AgentRemoved,
+    AgentRemoved {
+        /// How many allocations were released with it, in this entry, because the operator vouched that it is off.
+        released: u64,
+    },
     /// A sandbox is there, PENDING.
     SandboxCreated(Box<SandboxCreated>),
     /// The subject's agent holds this generation from now on.

@@ -20,6 +20,8 @@ mod rejection;
 mod snapshot;
 mod spec;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use apply::Applied;
 pub use command::{

@@ -23,7 +23,7 @@ pub const MAX_PORTS: usize = 16;
 pub const MAX_CPU_MILLIS: u64 = 65_536_000;
 /// The most memory of an agent or sandbox, bytes: 64 TiB. With the limit on agents, sums stay below 2^64.
 pub const MAX_MEMORY_BYTES: u64 = 1 << 46;
-/// The most slots of an agent: what it holds is released in one entry when it is removed, and has to fit.
+/// The most slots of an agent: beyond what one machine runs, and a bound for what its loss or removal brings.
 pub const MAX_SLOTS: u64 = 4096;
 /// The most agents.
 pub const MAX_AGENTS: usize = 100_000;
@@ -31,15 +31,40 @@ pub const MAX_AGENTS: usize = 100_000;
 pub const MAX_WAITING: usize = 10_000;
 /// The most remembered requests.
 pub const MAX_REQUESTS: usize = 1_000_000;
-/// The longest time to live and the longest wait for capacity, nanoseconds: ten years.
+/// The longest time to live, wait for capacity and retention of a request, nanoseconds: ten years.
 pub const MAX_DURATION_NANOS: i64 = 10 * 365 * 24 * 3600 * 1_000_000_000;
 /// The longest recovery timeout, seconds: one day.
 pub const MAX_RECOVERY_TIMEOUT_SECONDS: u32 = 24 * 3600;
 /// The most events that one housekeeping command (expiry, loss of an agent, waking of those that wait) makes at
 /// once, so that callers' commands are not held up behind it; the leader asks again until nothing is left.
 pub const MAX_HOUSEKEEPING_EVENTS: usize = 500;
+/// The most shapes that sandboxes wait with: each release of an agent asks the first of every shape whether it fits.
+pub const MAX_WAITING_SHAPES: usize = 1_000;
+/// How many requests are remembered beyond [`MAX_REQUESTS`] if they are not creates: a table that is full of what live
+/// sandboxes hold must not keep anyone from terminating them.
+pub const RESERVED_REQUESTS: usize = 100_000;
+/// The most bytes of a reason (an agent's, an operator's, our own); what is longer is cut.
+pub const MAX_REASON_BYTES: usize = 1024;
+/// The most bytes of a caller's name in an event; what is longer is cut.
+pub const MAX_ACTOR_BYTES: usize = 256;
+/// The most bytes of an endpoint: an agent's host (see [`MAX_LABEL_TEXT_BYTES`]), ':' and a port. Agents' reports of
+/// longer ones, or of more than [`MAX_PORTS`], are cut to what is within.
+pub const MAX_ENDPOINT_BYTES: usize = MAX_LABEL_TEXT_BYTES + 6;
+/// The most bytes that the events of one command about many sandboxes (a loss, a removal) take, but for the last
+/// sandbox's: a small part of an entry, and enough for 4,096 sandboxes with usual names.
+pub const MAX_BULK_BYTES: usize = 512 * 1024;
+/// The most bytes that the events of any one command take, with the allocations that they make possible.
+pub const MAX_DECISION_BYTES: usize = 768 * 1024;
+/// The most pairs of a waiting shape and an agent that one housekeeping command compares: some milliseconds.
+pub const MAX_PLACEMENT_CHECKS: usize = 200_000;
 /// How often a sandbox is moved because agents refuse it before it is called failed.
 pub const MAX_REFUSALS: u64 = 8;
+
+/// A text of at most `most` bytes: cut at the end of a character, if it is longer.
+pub(crate) fn bounded(mut text: String, most: usize) -> String {
+    text.truncate(text.floor_char_boundary(most));
+    text
+}
 
 /// One field that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -92,6 +92,9 @@ fn fit(agent: &Agent, shape: &Shape) -> Result<(), Misfit> {
     }
 }
 
+/// Up to so many agents with an image are compared one by one; of more, one is soon found among the least loaded.
+const FEW_WITH_IMAGE: usize = 64;
+
 /// Chooses an agent, but for `refused_by`. `with_image`: the agents that have the image, as far as the leader knows.
 pub(crate) fn place<'a>(
     state: &'a State,
@@ -100,11 +103,33 @@ pub(crate) fn place<'a>(
     refused_by: Option<&AgentId>,
 ) -> Option<&'a Agent> {
     let fits = |agent: &&Agent| Some(&agent.spec.agent_id) != refused_by && fit(agent, shape).is_ok();
-    let of_pool = |agent: &&Agent| agent.spec.pool == shape.pool;
-    let holders = with_image.into_iter().flatten().filter_map(|id| state.agent(id));
-    // BTreeSet yields names in order and min_by_key keeps the first of equals, so ties go to the first by name.
-    let with_image = holders.filter(of_pool).filter(fits).min_by_key(|agent| agent.load());
+    let with_image = with_image.and_then(|with_image| {
+        if with_image.len() <= FEW_WITH_IMAGE {
+            place_on(state, with_image, shape, None, refused_by)
+        } else {
+            let has_it = |agent: &&Agent| with_image.contains(&agent.spec.agent_id);
+            state.ready_agents(&shape.pool).filter(has_it).find(fits)
+        }
+    });
     with_image.or_else(|| state.ready_agents(&shape.pool).find(fits))
+}
+
+/// As [`place`], but chooses one of `agents`.
+pub(crate) fn place_on<'a>(
+    state: &'a State,
+    agents: &BTreeSet<AgentId>,
+    shape: &Shape,
+    with_image: Option<&BTreeSet<AgentId>>,
+    refused_by: Option<&AgentId>,
+) -> Option<&'a Agent> {
+    let lacks_it = |id: &AgentId| with_image.is_some_and(|with_image| !with_image.contains(id));
+    // BTreeSet yields names in order and min_by_key keeps the first of equals, so ties go to the first by name.
+    agents
+        .iter()
+        .filter(|id| Some(*id) != refused_by)
+        .filter_map(|id| state.agent(id))
+        .filter(|agent| agent.spec.pool == shape.pool && fit(agent, shape).is_ok())
+        .min_by_key(|agent| (lacks_it(&agent.spec.agent_id), agent.load()))
 }
 
 /// Says why [`place`] found nobody.
@@ -114,17 +139,31 @@ pub(crate) fn shortage(state: &State, shape: &Shape) -> Shortage {
         waiting: state.queue_length(shape),
         ..Shortage::default()
     };
-    for agent in state.agents().filter(|agent| agent.spec.pool == shape.pool) {
-        shortage.agents += 1;
-        match fit(agent, shape) {
-            Ok(()) => {}
-            Err(Misfit::Unavailable) => shortage.unavailable += 1,
-            Err(Misfit::Labels) => shortage.labels += 1,
-            Err(Misfit::Slots) => shortage.slots += 1,
-            Err(Misfit::Cpu) => shortage.cpu += 1,
-            Err(Misfit::Memory) => shortage.memory += 1,
-            Err(Misfit::Ports) => shortage.ports += 1,
-        }
+    let pool = state.pool(&shape.pool);
+    shortage.agents = pool.agents;
+    if shape.agent_selector.is_empty() {
+        // What is unavailable or has no free slot is counted already: only the others have to be looked at, and in a
+        // fleet that is full there are none.
+        shortage.unavailable = pool.unavailable;
+        shortage.slots = pool.agents - pool.unavailable - state.ready_count(&shape.pool);
+        state.ready_agents(&shape.pool).for_each(|agent| shortage.count(agent, shape));
+    } else {
+        let of_pool = state.agents().filter(|agent| agent.spec.pool == shape.pool);
+        of_pool.for_each(|agent| shortage.count(agent, shape));
     }
     shortage
+}
+
+impl Shortage {
+    fn count(&mut self, agent: &Agent, shape: &Shape) {
+        match fit(agent, shape) {
+            Ok(()) => {}
+            Err(Misfit::Unavailable) => self.unavailable += 1,
+            Err(Misfit::Labels) => self.labels += 1,
+            Err(Misfit::Slots) => self.slots += 1,
+            Err(Misfit::Cpu) => self.cpu += 1,
+            Err(Misfit::Memory) => self.memory += 1,
+            Err(Misfit::Ports) => self.ports += 1,
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, RequestId, Revision, SandboxId, SandboxName};
-use crate::limits::{MAX_AGENTS, MAX_REQUESTS, MAX_WAITING, Violation};
+use crate::limits::{MAX_AGENTS, MAX_REQUESTS, MAX_WAITING, MAX_WAITING_SHAPES, Violation};
 use crate::placement::Shortage;
 
 /// Why a command was refused.
@@ -42,7 +42,10 @@ pub enum Rejection {
     #[error("no agent has room: {0}")]
     NoCapacity(Shortage),
     /// Too many wait already.
-    #[error("{MAX_WAITING} sandboxes wait for capacity already: try again later")]
+    #[error(
+        "too many sandboxes wait for capacity already (at most {MAX_WAITING}, of {MAX_WAITING_SHAPES} shapes): try \
+         again later"
+    )]
     QueueFull,
     /// Too many requests are remembered.
     #[error("{MAX_REQUESTS} requests are remembered already: try again when some are forgotten")]

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Digest, Revision, Timestamp};
 use crate::spec::Capacity;
-use crate::state::{Agent, Cluster, RequestKey, RequestRecord, Sandbox, State, digest::RecordSum, digest::digest_of};
+use crate::state::digest::{RecordSum, digest_of};
+use crate::state::{Agent, Cluster, Held, Phase, RequestKey, RequestRecord, Sandbox, State};
 
 /// Records in one chunk: some hundred kilobytes of usual ones, some megabytes at worst (64 KiB of env each).
 const RECORDS_A_CHUNK: usize = 256;
@@ -74,12 +75,7 @@ impl State {
             agents: self.agents.len() as u64,
             requests: self.requests.len() as u64,
         };
-        // What an agent has given away follows from the sandboxes, which come after it.
-        let agents = self.agents.values().map(|agent| Agent {
-            allocated: Capacity::default(),
-            ports: OrdSet::new(),
-            ..agent.clone()
-        });
+        let agents = self.agents.values().cloned().map(unburdened);
         let requests = self.requests.iter().map(|(key, record)| (key.clone(), record.clone()));
         std::iter::once(Chunk::Head(head))
             .chain(Batches(agents).map(Chunk::Agents))
@@ -113,7 +109,11 @@ impl State {
                 Chunk::Head(found) => head = Some(found),
                 Chunk::Agents(agents) => {
                     for agent in agents {
-                        state.put_agent(agent);
+                        // Agents come before the sandboxes, from which follows what each has given away.
+                        if !state.sandboxes.is_empty() || state.agents.contains_key(&agent.spec.agent_id) {
+                            return Err(SnapshotError::OutOfPlace(index));
+                        }
+                        state.put_agent(unburdened(agent));
                     }
                 }
                 Chunk::Sandboxes(sandboxes) => {
@@ -126,6 +126,9 @@ impl State {
                 }
                 Chunk::Requests(requests) => {
                     for (key, record) in requests {
+                        if state.requests.contains_key(&key) {
+                            return Err(SnapshotError::OutOfPlace(index));
+                        }
                         state.put_request(key, record);
                     }
                 }
@@ -158,10 +161,27 @@ impl State {
         Ok(state)
     }
 
-    /// Whether the agents that a sandbox's allocations name are there.
+    /// Whether a sandbox is new, and its digest true (the digest of the state rests on it); and whether the agents that
+    /// its allocations name are there, and can have given so much.
     fn can_hold(&self, sandbox: &Sandbox) -> bool {
-        sandbox.status.held.iter().all(|held| self.agents.contains_key(&held.agent))
+        let status = &sandbox.status;
+        let amount = Capacity::of(sandbox.spec.resources);
+        let sums = |agent: &Agent| {
+            let held = status.held.iter().filter(|held| held.agent == agent.spec.agent_id);
+            held.into_iter().try_fold(agent.allocated, |sum, _| sum.checked_plus(amount)).is_some()
+        };
+        let given = |held: &Held| self.agents.get(&held.agent).is_some_and(sums);
+        sandbox.spec_digest == digest_of(&sandbox.spec)
+            && !self.sandboxes.contains_key(&sandbox.id)
+            && (status.phase == Phase::Terminating || self.sandbox_named(&sandbox.spec.name).is_none())
+            && sandbox.live_on().is_none_or(|agent| sandbox.holder() == Some(agent))
+            && status.held.iter().all(given)
     }
+}
+
+/// An agent's record without what follows from the sandboxes.
+fn unburdened(agent: Agent) -> Agent {
+    Agent { allocated: Capacity::default(), ports: OrdSet::new(), live: 0, ..agent }
 }
 
 fn decode(bytes: &[u8]) -> Result<Chunk, String> {

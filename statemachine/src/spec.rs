@@ -39,12 +39,16 @@ impl Capacity {
     /// On overflow, which `limits` excludes.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
-        let add = |a: u64, b: u64| a.checked_add(b).expect("limits keep every sum below 2^64");
-        Self {
-            slots: add(self.slots, other.slots),
-            cpu_millis: add(self.cpu_millis, other.cpu_millis),
-            memory_bytes: add(self.memory_bytes, other.memory_bytes),
-        }
+        self.checked_plus(other).expect("limits keep every sum below 2^64")
+    }
+
+    /// The sum; None on overflow.
+    pub(crate) fn checked_plus(self, other: Self) -> Option<Self> {
+        Some(Self {
+            slots: self.slots.checked_add(other.slots)?,
+            cpu_millis: self.cpu_millis.checked_add(other.cpu_millis)?,
+            memory_bytes: self.memory_bytes.checked_add(other.memory_bytes)?,
+        })
     }
 
     /// The difference.
@@ -125,12 +129,14 @@ pub struct SandboxSpec {
 }
 
 impl SandboxSpec {
-    /// What decides where it fits: sandboxes of one shape stand in one queue.
+    /// What decides where it fits: sandboxes of one shape stand in one queue, in whatever order they name their ports.
     pub fn shape(&self) -> Shape {
+        let mut ports = self.ports.clone();
+        ports.sort_unstable();
         Shape {
             pool: self.pool.clone(),
             resources: self.resources,
-            ports: self.ports.clone(),
+            ports,
             agent_selector: self.agent_selector.clone(),
         }
     }
@@ -143,10 +149,18 @@ pub struct Shape {
     pub pool: Label,
     /// What it takes beside its slot.
     pub resources: Resources,
-    /// Host ports.
+    /// Host ports, in ascending order.
     pub ports: Vec<u16>,
     /// Only agents that bear all of these.
     pub agent_selector: Labels,
+}
+
+impl Shape {
+    /// The first of all shapes of a pool, in their order.
+    pub(crate) fn first_of(pool: Label) -> Self {
+        let (resources, ports, agent_selector) = (Resources::default(), Vec::new(), Labels::new());
+        Self { pool, resources, ports, agent_selector }
+    }
 }
 
 /// What an agent says of itself when it registers.

@@ -9,24 +9,27 @@
 //! - `plan` has no clock and does no IO; what it needs to know comes in with the input.
 //! - [`shim`] has no async runtime: it stays small, because one runs beside every process sandbox.
 
-pub mod agent;
-pub mod boottime;
+mod agent;
+mod boottime;
 pub mod config;
-pub mod error;
+mod error;
 mod execute;
 mod files;
-pub mod ledger;
-pub mod mailbox;
-pub mod plan;
-pub mod runtime;
+mod ledger;
+mod mailbox;
+mod plan;
+mod runtime;
 mod session;
 pub mod shim;
 pub mod simulated;
-pub mod spec;
-pub mod table;
+mod spec;
+mod table;
 mod tunnel;
 mod wire;
 
 pub use agent::run;
 pub use config::{AgentConfig, Capacity, ProcessConfig, RuntimeConfig, SimulatedConfig};
 pub use error::AgentError;
+pub use files::FileFault;
+pub use ledger::LedgerError;
+pub use runtime::RuntimeFault;

@@ -44,6 +44,8 @@ pub enum Phase {
     Stopping {
         /// Its start has not been answered yet; the removal begins after that.
         creating: bool,
+        /// Its workload had ended before: its leader has released what it held.
+        ended: bool,
         /// The next generation, which is started as soon as this one is gone.
         next: Option<Order>,
     },
@@ -69,7 +71,7 @@ impl Sandbox {
     }
 
     /// The same sandbox in another phase.
-    pub fn into_phase(&self, phase: Phase) -> Self {
+    pub fn in_phase(&self, phase: Phase) -> Self {
         Self { phase, ..self.clone() }
     }
 
@@ -84,9 +86,12 @@ impl Sandbox {
     /// What it takes of the agent's capacity. What has ended takes nothing: its leader has released it.
     fn holds(&self) -> Capacity {
         match &self.phase {
-            Phase::Creating | Phase::Running | Phase::Ending => self.order.spec.needs(),
-            Phase::Stopping { next: None, .. } => self.order.spec.needs(),
-            Phase::Stopping { next: Some(next), .. } => {
+            Phase::Creating
+            | Phase::Running
+            | Phase::Ending
+            | Phase::Stopping { ended: false, next: None, .. } => self.order.spec.needs(),
+            Phase::Stopping { ended: true, next: Some(next), .. } => next.spec.needs(),
+            Phase::Stopping { ended: false, next: Some(next), .. } => {
                 let (old, new) = (self.order.spec.needs(), next.spec.needs());
                 Capacity {
                     slots: 1,
@@ -94,18 +99,21 @@ impl Sandbox {
                     memory_bytes: old.memory_bytes.max(new.memory_bytes),
                 }
             }
-            Phase::Exited { .. } | Phase::Failed { .. } => Capacity::default(),
+            Phase::Stopping { ended: true, next: None, .. } | Phase::Exited { .. } | Phase::Failed { .. } => {
+                Capacity::default()
+            }
         }
     }
 
     fn ports(&self) -> BTreeSet<u16> {
-        match &self.phase {
-            Phase::Exited { .. } | Phase::Failed { .. } => BTreeSet::new(),
-            _ => {
-                let next = self.next().into_iter().flat_map(|next| next.spec.ports.iter());
-                self.order.spec.ports.iter().chain(next).copied().collect()
-            }
-        }
+        let ended = match &self.phase {
+            Phase::Exited { .. } | Phase::Failed { .. } => true,
+            Phase::Stopping { ended, .. } => *ended,
+            Phase::Creating | Phase::Running | Phase::Ending => false,
+        };
+        let own = if ended { &[][..] } else { &self.order.spec.ports };
+        let next = self.next().into_iter().flat_map(|next| &next.spec.ports);
+        own.iter().chain(next).copied().collect()
     }
 
     /// When the agent has to end it by itself.
@@ -138,11 +146,6 @@ impl Table {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.sandboxes.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.sandboxes.is_empty()
     }
 
     /// What all of them hold.
@@ -230,7 +233,7 @@ mod tests {
     }
 
     fn any_sandbox() -> impl Strategy<Value = Sandbox> {
-        (0u8..5, 1u64..4, 0usize..7, proptest::option::of(0u64..10)).prop_map(
+        (0u8..5, 1u64..4, 0usize..8, proptest::option::of(0u64..10)).prop_map(
             |(id, generation, phase, expires_at)| {
                 let port = 100 + u16::from(id);
                 let next = order(id, generation + 1, 200 + u16::from(id), None);
@@ -238,9 +241,10 @@ mod tests {
                     0 => Phase::Creating,
                     1 => Phase::Running,
                     2 => Phase::Ending,
-                    3 => Phase::Stopping { creating: false, next: None },
-                    4 => Phase::Stopping { creating: true, next: Some(next) },
-                    5 => Phase::Exited { exit_code: Some(1), reason: String::new() },
+                    3 => Phase::Stopping { creating: false, ended: false, next: None },
+                    4 => Phase::Stopping { creating: true, ended: false, next: Some(next) },
+                    5 => Phase::Stopping { creating: false, ended: true, next: None },
+                    6 => Phase::Exited { exit_code: Some(1), reason: String::new() },
                     _ => Phase::Failed { reason: String::new() },
                 };
                 Sandbox { phase, ..Sandbox::creating(order(id, generation, port, expires_at)) }
@@ -281,7 +285,7 @@ mod tests {
         let mut table = Table::default();
         for (id, deadline) in [(1, 30), (2, 10), (3, 20)] {
             let sandbox = Sandbox::creating(order(id, 1, id.into(), Some(deadline)));
-            table.put(sandbox.into_phase(if id == 3 { Phase::Ending } else { Phase::Running }));
+            table.put(sandbox.in_phase(if id == 3 { Phase::Ending } else { Phase::Running }));
         }
         assert_eq!(table.next_deadline(), Some(BootTime(10)));
         assert_eq!(table.overdue(BootTime(9)).count(), 0);

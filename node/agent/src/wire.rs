@@ -66,7 +66,8 @@ fn order(create: v1::CreateCommand, now: BootTime) -> Result<Order, String> {
         return Err(format!("sandbox id {:?} can't be used as the name of a folder", create.sandbox_id));
     }
     let resources = create.resources.unwrap_or_default();
-    let amount = |name: &str, value: i64| {
+    let amount = |name: &str, value: Option<i64>| {
+        let value = value.unwrap_or(0);
         u64::try_from(value).map_err(|_| format!("{name} is {value}, and must not be negative"))
     };
     let port = |port: i32| {
@@ -225,7 +226,7 @@ mod tests {
         let mut table = Table::default();
         for (id, generation, phase) in phases {
             let order = order(create(id), BootTime(0)).unwrap();
-            let sandbox = Sandbox::creating(order).into_phase(phase.clone());
+            let sandbox = Sandbox::creating(order).in_phase(phase.clone());
             table.put(Sandbox { generation: *generation, ..sandbox });
         }
         table
@@ -233,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_obeyed_says_which_field_and_value() {
-        let resources = Some(v1::Resources { cpu_millis: -5, memory_bytes: 0 });
+        let resources = Some(v1::Resources { cpu_millis: Some(-5), memory_bytes: None });
         for (bad, says) in [
             (create("../etc"), "../etc"),
             (v1::CreateCommand { resources, ..create("a") }, "cpu_millis is -5"),
@@ -247,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_raised_generation_is_stopping_in_all_its_numbers_until_it_is_gone() {
-        let table = table(&[("a", 3, Phase::Stopping { creating: false, next: None })]);
+        let table = table(&[("a", 3, Phase::Stopping { creating: false, ended: false, next: None })]);
         let state = |generation| report(&table, "a", generation, "h").state();
         assert_eq!((1..=4).map(state).collect::<Vec<_>>(), {
             use v1::SandboxState::{Absent, Stopping};

@@ -1,4 +1,23 @@
 //! A control node: Raft log, state, gRPC API, decider, applier.
+//!
+//! | folder | what |
+//! | --- | --- |
+//! | `raft`, `storage`, `history` | the replicated log, on disk, and read back as history |
+//! | `commands`, `decider` | commands on their way to the leader, and into entries |
+//! | `agents`, `applier` | the agents' sessions, and making them do what the state says |
+//! | `api`, `http`, `metrics` | what clients and operators see |
+//! | `server` | a whole node: starts every part in order, and stops it |
 
+pub mod agents;
+pub mod api;
+pub mod applier;
+pub mod clock;
+pub mod commands;
+pub mod config;
+pub mod decider;
+pub mod history;
+pub mod http;
+pub mod metrics;
 pub mod raft;
+pub mod server;
 pub mod storage;

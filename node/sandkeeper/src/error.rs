@@ -86,7 +86,9 @@ fn advice(error: &ClientError) -> Option<&'static str> {
             "A change may still take effect: look before you repeat it, or repeat it with the same --request-id. \
              --deadline gives it more time.",
         ),
-        ClientError::Config(_) => Some("Name control nodes with --servers HOST:PORT,… or SANDKEEPER_SERVERS."),
+        ClientError::Config(_) => {
+            Some("Name control nodes with --servers HOST:PORT,… or SANDKEEPER_SERVERS.")
+        }
         ClientError::Refused(refusal) => match refusal.code {
             Code::NotFound => Some("`sandkeeper list -A` and `sandkeeper agents list` show what there is."),
             Code::ResourceExhausted => {

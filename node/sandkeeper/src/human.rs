@@ -91,7 +91,11 @@ pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let unit = UNITS.len().min((63 - bytes.max(1).leading_zeros() as usize) / 10 + 1) - 1;
     let value = bytes as f64 / (1_u64 << (10 * unit)) as f64;
-    if value.fract() == 0.0 { format!("{value:.0}{}", UNITS[unit]) } else { format!("{value:.1}{}", UNITS[unit]) }
+    if value.fract() == 0.0 {
+        format!("{value:.0}{}", UNITS[unit])
+    } else {
+        format!("{value:.1}{}", UNITS[unit])
+    }
 }
 
 /// The phase without the prefix that the wire gives it.
@@ -131,7 +135,8 @@ mod tests {
 
     #[test]
     fn durations_and_ages() {
-        let texts = [0, 12, 60, 192, 7500, 7200, 273_600].map(|seconds| duration(Duration::from_secs(seconds)));
+        let texts =
+            [0, 12, 60, 192, 7500, 7200, 273_600].map(|seconds| duration(Duration::from_secs(seconds)));
         assert_eq!(texts, ["0ms", "12s", "1m", "3m12s", "2h5m", "2h", "3d4h"]);
         assert_eq!(age(0, 5), "-");
         assert_eq!(age(2_000_000_000, 1_000_000_000), "0s", "clocks may differ");
@@ -145,9 +150,10 @@ mod tests {
     #[test]
     fn amounts() {
         assert_eq!([0, 500, 2000, 1250].map(cpu), ["0", "0.5", "2", "1.25"]);
-        assert_eq!([0, 1, 1023, 64 << 20, 3 << 29, 1 << 60].map(bytes), [
-            "0B", "1B", "1023B", "64MiB", "1.5GiB", "1048576TiB"
-        ]);
+        assert_eq!(
+            [0, 1, 1023, 64 << 20, 3 << 29, 1 << 60].map(bytes),
+            ["0B", "1B", "1023B", "64MiB", "1.5GiB", "1048576TiB"]
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use anyhow::Context;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use sandkeeper_proto::{descriptor_pool, v1};
-use serde_json::Value;
+use serde::{Serialize, Serializer};
 
 static POOL: LazyLock<DescriptorPool> = LazyLock::new(descriptor_pool);
 
@@ -55,16 +55,27 @@ named!(
     WaitSandboxResponse,
 );
 
-/// The message as a JSON value.
-pub fn value<M: Named>(message: &M) -> anyhow::Result<Value> {
-    let descriptor =
-        POOL.get_message_by_name(M::NAME).with_context(|| format!("this build does not know {}", M::NAME))?;
-    let mut dynamic = DynamicMessage::new(descriptor);
-    dynamic.transcode_from(message).with_context(|| format!("{} can't be shown", M::NAME))?;
-    let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
-    dynamic
-        .serialize_with_options(serde_json::value::Serializer, &options)
-        .with_context(|| format!("{} can't be shown", M::NAME))
+/// A message in the form in which it is shown, its fields in the order of the .proto file.
+#[derive(Debug)]
+pub struct Shown(DynamicMessage);
+
+impl Shown {
+    /// Of a message.
+    pub fn new<M: Named>(message: &M) -> anyhow::Result<Self> {
+        let descriptor = POOL
+            .get_message_by_name(M::NAME)
+            .with_context(|| format!("this build does not know {}", M::NAME))?;
+        let mut dynamic = DynamicMessage::new(descriptor);
+        dynamic.transcode_from(message).with_context(|| format!("{} can't be shown", M::NAME))?;
+        Ok(Self(dynamic))
+    }
+}
+
+impl Serialize for Shown {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
+        self.0.serialize_with_options(serializer, &options)
+    }
 }
 
 #[cfg(test)]
@@ -87,7 +98,8 @@ mod tests {
             exit_code: Some(0),
             ..Default::default()
         };
-        let value = value(&v1::GetSandboxResponse { sandbox: Some(sandbox), header: None }).unwrap();
+        let shown = Shown::new(&v1::GetSandboxResponse { sandbox: Some(sandbox), header: None }).unwrap();
+        let value = serde_json::to_value(shown).unwrap();
         let sandbox = &value["sandbox"];
         assert_eq!(sandbox["sandbox_id"], "abc");
         assert_eq!(sandbox["phase"], "PHASE_RUNNING");

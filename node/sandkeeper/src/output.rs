@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::ProgressBar;
-use serde_json::Value;
+use serde::Serialize;
 use tokio::time::{interval, sleep};
 
 use crate::error::CliError;
-use crate::json::{self, Named};
+use crate::json::{Named, Shown};
 
 /// What takes longer than this is told to be under way.
 const PROGRESS_AFTER: Duration = Duration::from_secs(2);
@@ -48,11 +48,11 @@ impl Output {
 
     /// Prints an answer; `table` makes its form for people.
     pub fn answer<M: Named>(self, message: &M, table: impl FnOnce(&M) -> String) -> Result<(), CliError> {
-        if self.is_table() { text(&table(message)) } else { self.value(&json::value(message)?) }
+        if self.is_table() { text(&table(message)) } else { self.value(&Shown::new(message)?) }
     }
 
     /// Prints a value that no single message holds.
-    pub fn value(self, value: &Value) -> Result<(), CliError> {
+    pub fn value(self, value: &impl Serialize) -> Result<(), CliError> {
         text(&self.render(value)?)
     }
 
@@ -60,15 +60,17 @@ impl Output {
     pub fn item<M: Named>(self, message: &M, line: impl FnOnce(&M) -> String) -> Result<(), CliError> {
         match self.format {
             Format::Table => text(&line(message)),
-            Format::Json => text(&json::value(message)?.to_string()),
-            Format::Yaml => text(&format!("---\n{}", self.render(&json::value(message)?)?)),
+            Format::Json => text(&serde_json::to_string(&Shown::new(message)?).map_err(anyhow::Error::from)?),
+            Format::Yaml => text(&format!("---\n{}", self.render(&Shown::new(message)?)?)),
         }
     }
 
-    fn render(self, value: &Value) -> Result<String, CliError> {
+    fn render(self, value: &impl Serialize) -> Result<String, CliError> {
         let rendered = match self.format {
             Format::Yaml => serde_yaml_ng::to_string(value).map_err(anyhow::Error::from)?,
-            Format::Json | Format::Table => serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?,
+            Format::Json | Format::Table => {
+                serde_json::to_string_pretty(value).map_err(anyhow::Error::from)?
+            }
         };
         Ok(rendered)
     }

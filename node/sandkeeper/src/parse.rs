@@ -19,7 +19,8 @@ pub fn cpu(text: &str) -> Result<u64, String> {
 
 /// Bytes, as `64MiB`, `64Mi`, `64MB`, `64M` or `67108864`.
 pub fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is not an amount of memory; write 64MiB, 1GiB, 500MB or a number of bytes");
+    let wrong =
+        || format!("`{text}` is not an amount of memory; write 64MiB, 1GiB, 500MB or a number of bytes");
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let factor: u64 = match unit.trim_start() {
@@ -89,10 +90,13 @@ mod tests {
 
     #[test]
     fn cpu_in_thousandths_and_in_cpus() {
-        for (text, millis) in [("500m", 500), ("0.5", 500), ("2", 2000), ("1.25", 1250), ("0.001", 1), ("0", 0)] {
+        for (text, millis) in
+            [("500m", 500), ("0.5", 500), ("2", 2000), ("1.25", 1250), ("0.001", 1), ("0", 0)]
+        {
             assert_eq!(cpu(text), Ok(millis), "{text}");
         }
-        for text in ["", "m", "-1", "+1", "1.2345", "1.", ".5", "one", "1e3", "0.-1", "18446744073709551615"] {
+        for text in ["", "m", "-1", "+1", "1.2345", "1.", ".5", "one", "1e3", "0.-1", "18446744073709551615"]
+        {
             assert!(cpu(text).is_err(), "{text}");
         }
     }
@@ -117,7 +121,7 @@ mod tests {
 
     #[test]
     fn durations_pairs_ports_and_ranges() {
-        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_mins(90)));
         assert!(duration("10").is_err(), "a number without a unit says nothing");
         assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(pair("a="), Ok(("a".into(), String::new())));
@@ -125,7 +129,9 @@ mod tests {
         assert_eq!(port("8080"), Ok(8080));
         assert!(port("0").is_err() && port("65536").is_err() && port("http").is_err());
         assert_eq!(range_millis("150-300"), Ok((Duration::from_millis(150), Duration::from_millis(300))));
-        assert!(range_millis("300-150").is_err() && range_millis("0-5").is_err() && range_millis("300").is_err());
+        assert!(
+            range_millis("300-150").is_err() && range_millis("0-5").is_err() && range_millis("300").is_err()
+        );
         assert_eq!(share("0.25"), Ok(0.25));
         assert!(share("1.1").is_err() && share("NaN").is_err());
     }

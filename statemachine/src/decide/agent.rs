@@ -3,8 +3,8 @@
 use crate::decide::Outcome;
 use crate::draft::{Cause, Draft};
 use crate::event::EventKind;
-use crate::ids::{AgentId, Generation, Incarnation};
-use crate::limits::{MAX_AGENTS, check_agent};
+use crate::ids::{AgentId, Generation, Incarnation, SandboxId};
+use crate::limits::{MAX_AGENTS, MAX_BULK_BYTES, MAX_HOUSEKEEPING_EVENTS, check_agent};
 use crate::rejection::Rejection;
 use crate::spec::AgentSpec;
 use crate::state::{Agent, AgentStatus, Phase, Sandbox};
@@ -14,7 +14,7 @@ impl Draft {
         self.state().agent(id).cloned().ok_or_else(|| Rejection::AgentNotFound(id.clone()))
     }
 
-    fn answer_agent(&self, id: &AgentId) -> Result<Outcome, Rejection> {
+    pub(super) fn answer_agent(&self, id: &AgentId) -> Result<Outcome, Rejection> {
         Ok(Outcome::Agent(Box::new(self.agent_named(id)?)))
     }
 
@@ -34,6 +34,15 @@ impl Draft {
             return Err(Rejection::FailedPrecondition(format!(
                 "agent {id} is alive with another ledger: give this agent another --id, or stop the other one and \
                  wait until it is lost"
+            )));
+        }
+        // Another ledger knows nothing of what the old one has started: that it is absent there proves nothing.
+        let held = self.state().held_by(id).count();
+        if is.ledger != was.ledger && held > 0 {
+            return Err(Rejection::FailedPrecondition(format!(
+                "agent {id} is lost and still holds {held} sandbox{} by another ledger: make sure that the old one is \
+                 off, and say so with `agents remove {id} --fenced`, or give this agent another --id",
+                if held == 1 { "" } else { "es" }
             )));
         }
         if is.ledger == was.ledger && is.start < was.start {
@@ -63,14 +72,22 @@ impl Draft {
             return Outcome::Done;
         }
         self.push_agent(cause, id, EventKind::AgentLost, "no heartbeat");
-        let held: Vec<(Sandbox, Generation)> = self.held_now(id);
-        for (sandbox, generation) in held {
-            let live = matches!(sandbox.status.phase, Phase::Allocated | Phase::Running);
-            if live && generation == sandbox.status.generation {
-                self.push_sandbox(cause, &sandbox, EventKind::SandboxLost, format!("agent {id} is lost"));
-            }
-        }
+        self.lose_sandboxes(cause, id, MAX_HOUSEKEEPING_EVENTS);
         Outcome::Done
+    }
+
+    /// What a lost agent was to run is LOST: at most so many sandboxes of it now, the others by the next housekeeping.
+    /// Answers how many.
+    pub(super) fn lose_sandboxes(&mut self, cause: &mut Cause, id: &AgentId, most: usize) -> usize {
+        let live = |(sandbox, generation): &(&Sandbox, Generation)| {
+            *generation == sandbox.status.generation && sandbox.live_on() == Some(id)
+        };
+        let live = self.state().held_by(id).filter(live).map(|(sandbox, _)| sandbox.clone());
+        let live: Vec<Sandbox> = live.take(most).collect();
+        for sandbox in &live {
+            self.push_sandbox(cause, sandbox, EventKind::SandboxLost, format!("agent {id} is lost"));
+        }
+        live.len()
     }
 
     fn held_now(&self, id: &AgentId) -> Vec<(Sandbox, Generation)> {
@@ -118,12 +135,16 @@ impl Draft {
             )));
         }
         let released = held.len() as u64;
+        let end = self.encoded_bytes() + MAX_BULK_BYTES;
         let reason = format!("agent {id} was removed as fenced");
         let consequence = &mut cause.consequence();
         for (sandbox, generation) in held {
-            self.release_fenced(consequence, &sandbox.id, id, generation, &reason);
+            if self.encoded_bytes() >= end {
+                return self.answer_agent(id);
+            }
+            self.release_fenced(consequence, &sandbox.id, generation, &reason);
         }
-        self.push_agent(cause, id, EventKind::AgentRemoved, if fenced { "fenced" } else { "" });
+        self.push_agent(cause, id, EventKind::AgentRemoved { released }, if fenced { "fenced" } else { "" });
         Ok(Outcome::AgentRemoved { released })
     }
 
@@ -131,8 +152,7 @@ impl Draft {
     fn release_fenced(
         &mut self,
         cause: &mut Cause,
-        id: &crate::ids::SandboxId,
-        agent: &AgentId,
+        id: &SandboxId,
         generation: Generation,
         reason: &str,
     ) {
@@ -143,14 +163,15 @@ impl Draft {
         match status.phase {
             Phase::Terminating if status.held.len() == 1 => {
                 let kind = EventKind::SandboxRemoved { released: Some(generation) };
-                self.push_sandbox(cause, &sandbox, kind, reason);
+                self.push_release(cause, &sandbox, generation, kind, reason);
             }
             Phase::Allocated | Phase::Running | Phase::Lost if current => {
                 self.fail(cause, &sandbox, Some(generation), None, reason);
             }
             _ => {
                 let kind = EventKind::AllocationReleased { generation };
-                self.push_about(cause, &sandbox, Some(agent.clone()), kind, reason);
+                self.push_release(cause, &sandbox, generation, kind, reason);
+                self.roll_back(cause, id);
             }
         }
     }

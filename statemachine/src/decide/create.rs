@@ -6,7 +6,7 @@ use crate::decide::Outcome;
 use crate::draft::{Cause, Draft};
 use crate::event::{EventKind, SandboxCreated, Subject};
 use crate::ids::{SandboxId, Timestamp};
-use crate::limits::{MAX_WAITING, check_create};
+use crate::limits::{MAX_WAITING, MAX_WAITING_SHAPES, check_create};
 use crate::placement::{place, shortage};
 use crate::rejection::Rejection;
 use crate::spec::Mode;
@@ -21,13 +21,17 @@ impl Draft {
     ) -> Result<Outcome, Rejection> {
         check_create(create).map_err(Rejection::Invalid)?;
         let spec = &create.spec;
+        if cause.request.as_ref().is_some_and(|request| request.id != spec.request_id) {
+            return Err(Rejection::invalid("request_id", "must be the id of the request that makes the sandbox"));
+        }
         if let Some(holder) = self.state().sandbox_named(&spec.name) {
             return Err(Rejection::NameTaken { name: spec.name.clone(), holder: holder.id.clone() });
         }
         let created = self.next_time();
         let expire_time = expire_time(create.expiry, created)?;
         let shape = spec.shape();
-        let agent = if self.state().queue_length(&shape) > 0 {
+        let ahead = self.state().queue_length(&shape);
+        let agent = if ahead > 0 {
             None // those that wait come first
         } else {
             let with_image = around.agents_with_image(&spec.image);
@@ -36,17 +40,22 @@ impl Draft {
         if agent.is_none() && create.wait.is_none() {
             return Err(Rejection::NoCapacity(shortage(self.state(), &shape)));
         }
-        if agent.is_none() && self.state().count_in(Phase::Pending) >= MAX_WAITING as u64 {
+        let too_many = self.state().count_in(Phase::Pending) >= MAX_WAITING as u64
+            || (ahead == 0 && self.state().queue_count() >= MAX_WAITING_SHAPES);
+        if agent.is_none() && too_many {
             return Err(Rejection::QueueFull);
         }
         let id = match spec.mode {
             Mode::Fast => SandboxId::fast(&spec.name, created),
             Mode::Strong => SandboxId::Strong(around.new_uuid()),
         };
-        let reason = if agent.is_none() {
-            format!("no agent has room: {}", shortage(self.state(), &shape))
-        } else {
-            String::new()
+        if self.state().sandbox(&id).is_some() {
+            return Err(Rejection::FailedPrecondition(format!("id {id} is taken already: send the request again")));
+        }
+        let reason = match (&agent, ahead) {
+            (Some(_), _) => String::new(),
+            (None, 0) => format!("no agent has room: {}", shortage(self.state(), &shape)),
+            (None, ahead) => format!("no agent has room: {ahead} of the same shape wait already"),
         };
         let kind = EventKind::SandboxCreated(Box::new(SandboxCreated {
             spec: spec.clone(),

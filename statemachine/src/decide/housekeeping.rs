@@ -4,6 +4,7 @@ use super::Surroundings;
 use crate::decide::Outcome;
 use crate::draft::{Cause, Draft};
 use crate::event::{EventKind, Subject};
+use crate::ids::AgentId;
 use crate::limits::MAX_HOUSEKEEPING_EVENTS;
 use crate::state::Sandbox;
 
@@ -14,12 +15,18 @@ impl Draft {
     pub(super) fn keep_house(&mut self, around: &mut dyn Surroundings) -> Outcome {
         let cause = &mut Cause::leader();
         let now = self.next_time();
-        let expired: Vec<Sandbox> = self.state().expired(now).take(MAX_HOUSEKEEPING_EVENTS).cloned().collect();
+        let mut left = MAX_HOUSEKEEPING_EVENTS;
+        let lost: Vec<AgentId> = self.state().unsettled().take(left).cloned().collect();
+        for agent in lost {
+            left -= self.lose_sandboxes(cause, &agent, left);
+        }
+        let expired: Vec<Sandbox> = self.state().expired(now).take(left).cloned().collect();
+        left -= expired.len();
         for sandbox in expired {
             self.terminate(cause, &sandbox, "expired");
         }
         let over: Vec<Sandbox> =
-            self.state().waited_too_long(now).take(MAX_HOUSEKEEPING_EVENTS).cloned().collect();
+            self.state().waited_too_long(now).take(left).cloned().collect();
         for sandbox in over {
             let reason = format!("waited too long for capacity; {}", sandbox.status.reason);
             self.fail(cause, &sandbox, None, None, &reason);
@@ -29,7 +36,7 @@ impl Draft {
             self.push(cause, Subject::default(), 0, kind, String::new());
         }
         if !self.state().nobody_waits() {
-            self.allocate_waiting(around);
+            self.allocate_left_over(around);
         }
         Outcome::Done
     }

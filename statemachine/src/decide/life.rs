@@ -83,6 +83,12 @@ impl Draft {
                 )));
             }
         }
+        if sandbox.status.held.len() > 1 {
+            return Err(Rejection::FailedPrecondition(format!(
+                "sandbox {} was reset before, and its earlier generation is not yet known to be gone: wait for it",
+                sandbox.id
+            )));
+        }
         self.push_sandbox(cause, &sandbox, EventKind::SandboxReset, "reset by the caller");
         let revision = self.state().revision();
         let shape = sandbox.spec.shape();

@@ -19,8 +19,9 @@ use crate::command::{Command, Request};
 use crate::draft::{Cause, Draft};
 use crate::event::{Event, EventKind, RequestMemory, RequestRef, Subject};
 use crate::ids::{AgentId, Label, Revision, SandboxId, SandboxName, Timestamp};
-use crate::limits::MAX_REQUESTS;
+use crate::limits::{MAX_ACTOR_BYTES, MAX_DURATION_NANOS, MAX_REQUESTS, RESERVED_REQUESTS, bounded};
 use crate::rejection::Rejection;
+use crate::spec::Actor;
 use crate::state::{Agent, RequestKey, RequestResult, Sandbox, State};
 
 /// What only the leader has: randomness, and what it knows of the agents beyond the state.
@@ -57,11 +58,12 @@ pub enum Outcome {
         /// The request was known: this is the first answer again.
         duplicate: bool,
     },
-    /// An agent, as the command left it.
+    /// An agent, as the command left it. To a removal: it held more than one entry can release. What could be has been
+    /// released; the same command again goes on.
     Agent(Box<Agent>),
     /// An agent is gone, and so many allocations were released with it.
     AgentRemoved {
-        /// How many.
+        /// How many, by this command's last step.
         released: u64,
     },
     /// Done, or nothing had to be done.
@@ -90,25 +92,32 @@ impl Draft {
     /// See [`Rejection`].
     pub fn decide(&mut self, request: &Request, around: &mut dyn Surroundings) -> Result<Outcome, Rejection> {
         let before = self.len();
+        let revision = self.state().revision();
         let outcome = self.decide_new(request, around);
         debug_assert!(outcome.is_ok() || self.len() == before, "a refusal must not leave events behind");
-        if outcome.is_ok() && self.len() > before && frees_capacity(&self.events()[before..]) {
-            self.allocate_waiting(around);
+        if !self.state().nobody_waits() {
+            let freed = freed_agents(&self.events()[before..]);
+            self.allocate_freed(&freed, revision, around);
         }
         outcome
     }
 
     fn decide_new(&mut self, request: &Request, around: &mut dyn Surroundings) -> Result<Outcome, Rejection> {
-        let mut cause = Cause { actor: request.actor.clone(), request: None };
-        if let Some(caller) = &request.id {
+        let mut cause = Cause { actor: bounded_actor(&request.actor), request: None };
+        let remembered = request.id.as_ref().filter(|_| is_callers(&request.command));
+        if let Some(caller) = remembered {
+            if !(0..=MAX_DURATION_NANOS).contains(&caller.retention) {
+                return Err(Rejection::invalid("request_retention", "must be 0 to ten years"));
+            }
             let digest = request.command.digest();
-            if let Some(answer) = self.first_answer_again(request, digest)? {
+            let namespace = namespace_of(&request.command);
+            let key = RequestKey { namespace: namespace.clone(), id: caller.id.clone() };
+            if let Some(answer) = self.first_answer_again(&key, digest)? {
                 return Ok(answer);
             }
-            if self.state().request_count() >= MAX_REQUESTS {
+            if self.state().request_count() >= most_requests(&request.command) {
                 return Err(Rejection::TooManyRequests);
             }
-            let namespace = namespace_of(&request.command);
             let memory = Some(RequestMemory { namespace, digest, retention: caller.retention });
             cause.request = Some(RequestRef { id: caller.id.clone(), memory });
         }
@@ -137,23 +146,22 @@ impl Draft {
     }
 
     /// The answer to a request that was carried out before.
-    fn first_answer_again(&self, request: &Request, digest: [u8; 16]) -> Result<Option<Outcome>, Rejection> {
-        let Some(caller) = &request.id else { return Ok(None) };
-        let key = RequestKey { namespace: namespace_of(&request.command), id: caller.id.clone() };
-        let Some(record) = self.state().request(&key) else { return Ok(None) };
+    fn first_answer_again(&self, key: &RequestKey, digest: [u8; 16]) -> Result<Option<Outcome>, Rejection> {
+        let Some(record) = self.state().request(key) else { return Ok(None) };
         if record.digest != digest {
-            return Err(Rejection::RequestIdReused(caller.id.clone()));
+            return Err(Rejection::RequestIdReused(key.id.clone()));
         }
-        match &record.result {
+        let answer = match &record.result {
             RequestResult::Sandbox { id, name, created, revision } => {
-                Ok(Some(self.answer_sandbox(id, name, *created, *revision, true)))
+                self.answer_sandbox(id, name, *created, *revision, true)
             }
-            RequestResult::RolledBack { reason } => Err(Rejection::RolledBack { reason: reason.clone() }),
-            RequestResult::Agent(id) => match self.state().agent(id) {
-                Some(agent) => Ok(Some(Outcome::Agent(Box::new(agent.clone())))),
-                None => Ok(Some(Outcome::AgentRemoved { released: 0 })),
-            },
-        }
+            RequestResult::RolledBack { reason } => {
+                return Err(Rejection::RolledBack { reason: reason.clone() });
+            }
+            RequestResult::Agent(id) => self.answer_agent(id)?,
+            RequestResult::AgentRemoved { released, .. } => Outcome::AgentRemoved { released: *released },
+        };
+        Ok(Some(answer))
     }
 
     /// A sandbox as it is now, or that it is gone.
@@ -191,14 +199,49 @@ fn namespace_of(command: &Command) -> Option<Label> {
     }
 }
 
-/// Whether events may have made room for sandboxes that wait.
-fn frees_capacity(events: &[Event]) -> bool {
-    events.iter().any(|event| match &event.kind {
+/// Whether a command is a caller's, whose request id is remembered. Agents and the leader repeat theirs as they like:
+/// what is told twice changes nothing.
+fn is_callers(command: &Command) -> bool {
+    match command {
+        Command::CreateSandbox(_)
+        | Command::UpdateSandbox { .. }
+        | Command::ResetSandbox(_)
+        | Command::TerminateSandbox(_)
+        | Command::CordonAgent { .. }
+        | Command::UncordonAgent(_)
+        | Command::RemoveAgent { .. } => true,
+        Command::CreateCluster { .. }
+        | Command::RegisterAgent(_)
+        | Command::LoseAgent { .. }
+        | Command::Report(_)
+        | Command::Housekeeping => false,
+    }
+}
+
+/// How many requests may be remembered already when this one comes.
+fn most_requests(command: &Command) -> usize {
+    match command {
+        Command::CreateSandbox(_) => MAX_REQUESTS,
+        _ => MAX_REQUESTS + RESERVED_REQUESTS,
+    }
+}
+
+fn bounded_actor(actor: &Actor) -> Actor {
+    match actor {
+        Actor::Client(name) => Actor::Client(bounded(name.clone(), MAX_ACTOR_BYTES)),
+        other => other.clone(),
+    }
+}
+
+/// The agents on which events may have made room for sandboxes that wait.
+fn freed_agents(events: &[Event]) -> BTreeSet<AgentId> {
+    let frees = |event: &&Event| match &event.kind {
         EventKind::AgentRegistered(_)
         | EventKind::AgentReturned
         | EventKind::AgentUncordoned
         | EventKind::AllocationReleased { .. } => true,
         EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => released.is_some(),
         _ => false,
-    })
+    };
+    events.iter().filter(frees).filter_map(|event| event.header.subject.agent.clone()).collect()
 }

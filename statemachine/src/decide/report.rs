@@ -5,11 +5,11 @@ use crate::command::{Report, ReportedState};
 use crate::decide::Outcome;
 use crate::draft::{Cause, Draft};
 use crate::event::EventKind;
-use crate::ids::Generation;
-use crate::limits::MAX_REFUSALS;
+use crate::ids::{Generation, SandboxId};
+use crate::limits::{MAX_ENDPOINT_BYTES, MAX_PORTS, MAX_REFUSALS};
 use crate::placement::place;
 use crate::spec::Mode;
-use crate::state::{Phase, Sandbox};
+use crate::state::{AgentStatus, Phase, Sandbox};
 
 impl Draft {
     pub(super) fn hear_report(
@@ -21,6 +21,8 @@ impl Draft {
         let Some(sandbox) = self.state().sandbox(&report.sandbox_id).cloned() else { return Outcome::Done };
         let agent = self.state().agent(&report.agent);
         let same_life = agent.is_some_and(|agent| agent.spec.incarnation == report.incarnation);
+        // What a lost agent says of the past still holds; that something runs may have been true before it was lost.
+        let heard_of = agent.is_some_and(|agent| agent.status == AgentStatus::Ready);
         let generation = report.generation;
         let holds = |held: &crate::state::Held| held.generation == generation && held.agent == report.agent;
         if !same_life || !sandbox.status.held.iter().any(holds) {
@@ -30,15 +32,12 @@ impl Draft {
         let current = generation == sandbox.status.generation;
         let wanted = current && matches!(phase, Phase::Allocated | Phase::Running | Phase::Lost);
         match &report.state {
-            ReportedState::Running { endpoints }
-                if wanted && (phase != Phase::Running || sandbox.status.endpoints != *endpoints) =>
-            {
-                let kind = EventKind::SandboxRunning { generation, endpoints: endpoints.clone() };
-                let reason = if phase == Phase::Lost { "its agent is back, and it still runs" } else { "" };
-                self.push_sandbox(cause, &sandbox, kind, reason);
+            ReportedState::Running { endpoints } if wanted && heard_of => {
+                self.hear_running(cause, &sandbox, endpoints);
             }
             ReportedState::Exited { exit_code, reason, expired } if wanted => {
-                if *expired {
+                // Its time may have been taken off while the agent ended it.
+                if *expired && sandbox.status.expire_time.is_some() {
                     self.push_sandbox(cause, &sandbox, EventKind::SandboxTerminating, "expired");
                 } else {
                     self.fail(cause, &sandbox, Some(generation), *exit_code, reason);
@@ -56,6 +55,18 @@ impl Draft {
         Outcome::Done
     }
 
+    fn hear_running(&mut self, cause: &mut Cause, sandbox: &Sandbox, endpoints: &[String]) {
+        let status = &sandbox.status;
+        let within = endpoints.iter().filter(|endpoint| endpoint.len() <= MAX_ENDPOINT_BYTES);
+        let endpoints: Vec<_> = within.take(MAX_PORTS).cloned().collect();
+        if status.phase == Phase::Running && status.endpoints == endpoints {
+            return;
+        }
+        let reason = if status.phase == Phase::Lost { "its agent is back, and it still runs" } else { "" };
+        let kind = EventKind::SandboxRunning { generation: status.generation, endpoints };
+        self.push_sandbox(cause, sandbox, kind, reason);
+    }
+
     /// It is no longer there, or never came to be. A STRONG create that never ran is rolled back.
     pub(super) fn fail(
         &mut self,
@@ -66,11 +77,17 @@ impl Draft {
         reason: &str,
     ) {
         self.push_sandbox(cause, sandbox, EventKind::SandboxFailed { released, exit_code }, reason);
-        let never_ran = sandbox.status.running_since.is_none() && sandbox.status.generation <= 1;
-        let now = self.state().sandbox(&sandbox.id);
-        let nothing_held = now.is_some_and(|sandbox| sandbox.status.held.is_empty());
-        if sandbox.spec.mode == Mode::Strong && never_ran && nothing_held {
-            self.push_sandbox(cause, sandbox, EventKind::SandboxRemoved { released: None }, reason);
+        self.roll_back(cause, &sandbox.id);
+    }
+
+    /// Takes a STRONG create out that has failed without ever having run, once nothing is held for it any more.
+    pub(super) fn roll_back(&mut self, cause: &mut Cause, id: &SandboxId) {
+        let Some(sandbox) = self.state().sandbox(id).cloned() else { return };
+        let status = &sandbox.status;
+        let failed = status.phase == Phase::Failed && !status.ever_ran;
+        if sandbox.spec.mode == Mode::Strong && failed && status.held.is_empty() {
+            let reason = status.reason.clone();
+            self.push_sandbox(cause, &sandbox, EventKind::SandboxRemoved { released: None }, reason);
         }
     }
 
@@ -80,7 +97,7 @@ impl Draft {
         match status.phase {
             Phase::Terminating if status.held.len() == 1 => {
                 let kind = EventKind::SandboxRemoved { released: Some(generation) };
-                self.push_sandbox(cause, sandbox, kind, status.reason.clone());
+                self.push_release(cause, sandbox, generation, kind, status.reason.clone());
             }
             Phase::Running | Phase::Lost if current => {
                 self.fail(cause, sandbox, Some(generation), None, "vanished from its agent");
@@ -88,10 +105,9 @@ impl Draft {
             // It was never started: the applier will have it started.
             Phase::Allocated if current => {}
             _ => {
-                let agent = status.held.iter().find(|held| held.generation == generation);
-                let agent = agent.map(|held| held.agent.clone());
                 let kind = EventKind::AllocationReleased { generation };
-                self.push_about(cause, sandbox, agent, kind, "an earlier generation is gone");
+                self.push_release(cause, sandbox, generation, kind, format!("generation {generation} is gone"));
+                self.roll_back(cause, &sandbox.id);
             }
         }
     }

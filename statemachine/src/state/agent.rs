@@ -35,6 +35,8 @@ pub struct Agent {
     pub allocated: Capacity,
     /// The host ports that they hold. Derived.
     pub ports: OrdSet<u16>,
+    /// How many ALLOCATED and RUNNING sandboxes it is to run. Derived.
+    pub(crate) live: u64,
 }
 
 impl Agent {
@@ -46,6 +48,11 @@ impl Agent {
     /// Whether it may get new sandboxes.
     pub fn schedulable(&self) -> bool {
         self.status == AgentStatus::Ready && !self.cordoned
+    }
+
+    /// Whether it is LOST, and has sandboxes that are not called so yet.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.status == AgentStatus::Lost && self.live > 0
     }
 
     /// How loaded it is: 65,536ths of its slots.

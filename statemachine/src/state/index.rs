@@ -37,6 +37,7 @@ impl State {
             self.forget_sandbox(old, Some(&sandbox));
         }
         self.index_sandbox(&sandbox, old.as_ref());
+        self.count_live(old.as_ref().and_then(Sandbox::live_on), sandbox.live_on());
         self.sandboxes.insert(sandbox.id.clone(), sandbox);
     }
 
@@ -44,6 +45,31 @@ impl State {
     pub(crate) fn remove_sandbox(&mut self, id: &SandboxId) {
         if let Some(old) = self.sandboxes.remove(id) {
             self.forget_sandbox(&old, None);
+            self.count_live(old.live_on(), None);
+        }
+    }
+
+    /// Counts what an agent is to run, so that what a lost one still has to lose is found without a search.
+    fn count_live(&mut self, before: Option<&AgentId>, after: Option<&AgentId>) {
+        if before == after {
+            return;
+        }
+        for (id, change) in [(before, -1), (after, 1)] {
+            let Some(id) = id else { continue };
+            // The agent may be out of the state already: it held nothing any more.
+            if let Some(agent) = self.agents.get_mut(id) {
+                agent.live = agent.live.saturating_add_signed(change);
+                let unsettled = agent.is_unsettled();
+                self.index_unsettled(id, unsettled);
+            }
+        }
+    }
+
+    fn index_unsettled(&mut self, id: &AgentId, unsettled: bool) {
+        if unsettled {
+            self.unsettled.insert(id.clone());
+        } else {
+            self.unsettled.remove(id);
         }
     }
 
@@ -147,6 +173,10 @@ impl State {
         self.remove_agent(&agent.spec.agent_id);
         self.sum.add(agent.digest());
         let id = agent.spec.agent_id.clone();
+        let pool = self.pools.entry(agent.spec.pool.clone()).or_default();
+        pool.agents += 1;
+        pool.unavailable += usize::from(!agent.schedulable());
+        self.index_unsettled(&id, agent.is_unsettled());
         self.index_ready(&agent.spec.pool, &id, None, ready_load(&agent));
         self.agents.insert(id, agent);
     }
@@ -156,6 +186,14 @@ impl State {
         if let Some(old) = self.agents.remove(id) {
             self.sum.remove(old.digest());
             self.index_ready(&old.spec.pool, id, ready_load(&old), None);
+            self.index_unsettled(id, false);
+            if let Some(pool) = self.pools.get_mut(&old.spec.pool) {
+                pool.agents -= 1;
+                pool.unavailable -= usize::from(!old.schedulable());
+                if pool.agents == 0 {
+                    self.pools.remove(&old.spec.pool);
+                }
+            }
         }
     }
 

@@ -12,6 +12,7 @@ mod index;
 mod request;
 mod sandbox;
 
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use imbl::{OrdMap, OrdSet};
@@ -40,6 +41,7 @@ pub struct Cluster {
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(test, derive(PartialEq))]
 pub struct State {
     pub(crate) revision: Revision,
     pub(crate) last_time: Timestamp,
@@ -57,7 +59,18 @@ pub struct State {
     wait_ends: OrdSet<(Timestamp, SandboxId)>,
     request_ends: OrdSet<(Timestamp, RequestKey)>,
     ready: OrdMap<Label, OrdSet<(u32, AgentId)>>,
+    pools: OrdMap<Label, Pool>,
+    unsettled: OrdSet<AgentId>,
     phases: [u64; PHASES],
+}
+
+/// What is counted of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pool {
+    /// Its agents.
+    pub agents: usize,
+    /// Those that are lost or cordoned.
+    pub unavailable: usize,
 }
 
 impl State {
@@ -164,11 +177,41 @@ impl State {
         })
     }
 
-    /// The heads of all queues, longest waiting first.
-    pub(crate) fn queue_heads(&self) -> Vec<(Revision, SandboxId)> {
-        let mut heads: Vec<_> = self.queues.values().filter_map(|queue| queue.get_min().cloned()).collect();
-        heads.sort_unstable();
-        heads
+    /// How many [`Self::ready_agents`] a pool has.
+    pub(crate) fn ready_count(&self, pool: &Label) -> usize {
+        self.ready.get(pool).map_or(0, OrdSet::len)
+    }
+
+    /// What is counted of a pool.
+    pub(crate) fn pool(&self, pool: &Label) -> Pool {
+        self.pools.get(pool).copied().unwrap_or_default()
+    }
+
+    /// Agents that are LOST and have sandboxes that are not called so yet.
+    pub(crate) fn unsettled(&self) -> impl Iterator<Item = &AgentId> {
+        self.unsettled.iter()
+    }
+
+    /// The pools in which somebody waits.
+    pub(crate) fn waiting_pools(&self) -> BTreeSet<Label> {
+        self.queues.keys().map(|shape| shape.pool.clone()).collect()
+    }
+
+    /// The heads of a pool's queues: those that have waited longest of their shape.
+    pub(crate) fn queue_heads(&self, pool: &Label) -> impl Iterator<Item = &(Revision, SandboxId)> {
+        let of_pool = move |(shape, _): &(&Shape, &OrdSet<_>)| shape.pool == *pool;
+        let queues = self.queues.range(Shape::first_of(pool.clone())..).take_while(of_pool);
+        queues.filter_map(|(_, queue)| queue.get_min())
+    }
+
+    /// The head of a shape's queue.
+    pub(crate) fn queue_head(&self, shape: &Shape) -> Option<&(Revision, SandboxId)> {
+        self.queues.get(shape).and_then(OrdSet::get_min)
+    }
+
+    /// How many shapes somebody waits with.
+    pub(crate) fn queue_count(&self) -> usize {
+        self.queues.len()
     }
 
     /// How many sandboxes of a shape wait.
@@ -191,8 +234,13 @@ impl State {
         due(&self.request_ends, now)
     }
 
-    /// The earliest time at which [`crate::Command::Housekeeping`] has something to do, as far as time goes.
+    /// The earliest time at which [`crate::Command::Housekeeping`] may have something to do: the time of the last event
+    /// if something is left over that one command was too small for, or somebody waits where an agent has a free slot.
     pub fn next_deadline(&self) -> Option<Timestamp> {
+        let may_fit = || self.queues.keys().any(|shape| self.ready.contains_key(&shape.pool));
+        if !self.unsettled.is_empty() || may_fit() {
+            return Some(self.last_time);
+        }
         let firsts = [
             self.expiries.get_min().map(|(time, _)| *time),
             self.wait_ends.get_min().map(|(time, _)| *time),

@@ -48,6 +48,13 @@ pub enum RequestResult {
     },
     /// It was about this agent.
     Agent(AgentId),
+    /// It removed this agent, and so many allocations were released with it.
+    AgentRemoved {
+        /// Which.
+        agent: AgentId,
+        /// How many.
+        released: u64,
+    },
 }
 
 impl RequestRecord {

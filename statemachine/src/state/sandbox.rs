@@ -97,7 +97,9 @@ pub struct Status {
     pub exit_code: Option<i32>,
     /// When the current generation was first reported running.
     pub running_since: Option<Timestamp>,
-    /// Agents that refused it since it last ran.
+    /// Whether any generation was ever reported running: a STRONG create that never ran is rolled back.
+    pub ever_ran: bool,
+    /// Agents that refused it since it last ran, or was reset.
     pub refusals: u64,
     /// The revision of the last change.
     pub revision: Revision,
@@ -106,8 +108,18 @@ pub struct Status {
 impl Sandbox {
     /// The agent that holds the current generation.
     pub fn holder(&self) -> Option<&AgentId> {
-        let current = |held: &&Held| held.generation == self.status.generation;
-        self.status.held.iter().find(current).map(|held| &held.agent)
+        self.holder_of(self.status.generation)
+    }
+
+    /// The agent that is to run it: ALLOCATED or RUNNING.
+    pub(crate) fn live_on(&self) -> Option<&AgentId> {
+        let live = matches!(self.status.phase, Phase::Allocated | Phase::Running);
+        if live { self.status.agent.as_ref() } else { None }
+    }
+
+    /// The agent that holds this generation; None: it is not held.
+    pub(crate) fn holder_of(&self, generation: Generation) -> Option<&AgentId> {
+        self.status.held.iter().find(|held| held.generation == generation).map(|held| &held.agent)
     }
 
     /// Whether an older generation is not known to be gone.

@@ -121,17 +121,10 @@ fn create(state: &State, command: &Command, order: &Order) -> Vec<Action> {
     };
     // Two generations never run at once: an older one is gone before this one starts.
     let Some(older) = known else { return start() };
-    let stop = |creating| {
-        Action::Put(Box::new(older.into_phase(Phase::Stopping { creating, next: Some(order.clone()) })))
-    };
-    let mut actions = match &older.phase {
-        Phase::Failed { .. } => return start(),
-        Phase::Creating => vec![stop(true)],
-        Phase::Stopping { creating, .. } => vec![stop(*creating)],
-        Phase::Running | Phase::Ending | Phase::Exited { .. } => {
-            vec![stop(false), Action::Remove { sandbox_id: id.clone() }]
-        }
-    };
+    if matches!(older.phase, Phase::Failed { .. }) {
+        return start();
+    }
+    let mut actions = stop(older, older.generation, Some(order.clone()));
     actions.extend([report(older.generation), report(generation)]);
     actions
 }
@@ -144,19 +137,30 @@ fn terminate(state: &State, id: &str, generation: u64) -> Vec<Action> {
         // That generation is gone already, or going to make room for a higher one, which this command is not about.
         return vec![report];
     }
-    let stop = |creating| {
-        // A terminate of generation n covers what is lower: it is not "absent" before those are gone.
-        let stopping = sandbox.into_phase(Phase::Stopping { creating, next: next.cloned() });
-        Action::Put(Box::new(Sandbox { generation, ..stopping }))
-    };
-    match &sandbox.phase {
-        Phase::Creating => vec![stop(true), report],
-        Phase::Stopping { creating, .. } => vec![stop(*creating), report],
-        Phase::Running | Phase::Ending | Phase::Exited { .. } => {
-            vec![stop(false), Action::Remove { sandbox_id: id.to_owned() }, report]
-        }
-        Phase::Failed { .. } => vec![Action::Drop { sandbox_id: id.to_owned() }, report],
+    if matches!(sandbox.phase, Phase::Failed { .. }) {
+        return vec![Action::Drop { sandbox_id: id.to_owned() }, report];
     }
+    // A terminate of generation n covers what is lower: it is not "absent" before those are gone.
+    let mut actions = stop(sandbox, generation, next.cloned());
+    actions.push(report);
+    actions
+}
+
+/// Begins to remove `sandbox`, known as `generation` from now on, or goes on with it; then `next` starts.
+fn stop(sandbox: &Sandbox, generation: u64, next: Option<Order>) -> Vec<Action> {
+    let (creating, ended, begun) = match sandbox.phase {
+        // The removal begins when the start has been answered.
+        Phase::Creating => (true, false, true),
+        Phase::Stopping { creating, ended, .. } => (creating, ended, true),
+        Phase::Exited { .. } => (false, true, false),
+        Phase::Running | Phase::Ending | Phase::Failed { .. } => (false, false, false),
+    };
+    let stopping = sandbox.in_phase(Phase::Stopping { creating, ended, next });
+    let mut actions = vec![Action::Put(Box::new(Sandbox { generation, ..stopping }))];
+    if !begun {
+        actions.push(Action::Remove { sandbox_id: sandbox.order.spec.sandbox_id.clone() });
+    }
+    actions
 }
 
 fn update(

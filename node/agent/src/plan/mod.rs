@@ -14,9 +14,10 @@ use std::fmt;
 
 use crate::boottime::BootTime;
 use crate::ledger::Incarnation;
+use crate::spec::SandboxSpec;
 use crate::table::{Order, Sandbox};
 
-pub use state::{Fence, SessionFence, State};
+pub use state::{Fence, State};
 
 /// Something that has happened.
 #[derive(Clone, Debug)]
@@ -52,7 +53,7 @@ pub enum Input {
         /// Which.
         sandbox_id: String,
         /// How.
-        exit: Exit,
+        exit: Ended,
     },
     /// Nothing of a sandbox is left.
     Removed {
@@ -65,7 +66,7 @@ pub enum Input {
 
 /// How a workload ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exit {
+pub struct Ended {
     /// The code, or 128 and the signal's number; `None` if nobody saw it.
     pub exit_code: Option<i32>,
     /// For people.
@@ -134,6 +135,16 @@ impl Body {
             | Self::Terminate { sandbox_id, generation }
             | Self::Update { sandbox_id, generation, .. } => (sandbox_id, *generation),
             Self::Inventory => ("", 0),
+        }
+    }
+
+    /// Makes a create unusable if the runtime can't run such a sandbox.
+    pub fn judge(&mut self, admit: impl FnOnce(&SandboxSpec) -> Result<(), String>) {
+        if let Self::Create(order) = self
+            && let Err(reason) = admit(&order.spec)
+        {
+            let spec = &order.spec;
+            *self = Self::Unusable { sandbox_id: spec.sandbox_id.clone(), generation: spec.generation, reason };
         }
     }
 }
@@ -285,7 +296,7 @@ impl fmt::Display for Sandbox {
             Phase::Creating => write!(f, "CREATING"),
             Phase::Running => write!(f, "RUNNING"),
             Phase::Ending => write!(f, "ENDING"),
-            Phase::Stopping { creating, next } => {
+            Phase::Stopping { creating, next, .. } => {
                 write!(f, "STOPPING")?;
                 if *creating {
                     write!(f, " after its start")?;

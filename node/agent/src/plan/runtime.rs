@@ -1,6 +1,6 @@
 //! What the runtime has said, and what time alone brings.
 
-use super::{Action, Exit, State};
+use super::{Action, Ended, State};
 use crate::boottime::BootTime;
 use crate::table::{Order, Phase, Sandbox};
 
@@ -10,7 +10,7 @@ pub(super) fn created(state: &State, order: &Order, result: &Result<(), String>)
     let report = Action::Report { sandbox_id: id.clone(), generation: sandbox.generation };
     match (&sandbox.phase, result) {
         (Phase::Creating, Ok(())) => {
-            let mut actions = vec![Action::Put(Box::new(sandbox.into_phase(Phase::Running)))];
+            let mut actions = vec![Action::Put(Box::new(sandbox.in_phase(Phase::Running)))];
             let Order { expires_at, leased, .. } = sandbox.order;
             if (expires_at, leased) != (order.expires_at, order.leased) {
                 // An update came in while it was being started with what was known before.
@@ -20,12 +20,12 @@ pub(super) fn created(state: &State, order: &Order, result: &Result<(), String>)
             actions
         }
         (Phase::Creating, Err(reason)) => {
-            vec![Action::Put(Box::new(sandbox.into_phase(Phase::Failed { reason: reason.clone() }))), report]
+            vec![Action::Put(Box::new(sandbox.in_phase(Phase::Failed { reason: reason.clone() }))), report]
         }
-        (Phase::Stopping { creating: true, next }, Ok(())) => {
-            let stopping = Phase::Stopping { creating: false, next: next.clone() };
+        (Phase::Stopping { creating: true, ended, next }, Ok(())) => {
+            let stopping = Phase::Stopping { creating: false, ended: *ended, next: next.clone() };
             vec![
-                Action::Put(Box::new(sandbox.into_phase(stopping))),
+                Action::Put(Box::new(sandbox.in_phase(stopping))),
                 Action::Remove { sandbox_id: id.clone() },
             ]
         }
@@ -35,13 +35,13 @@ pub(super) fn created(state: &State, order: &Order, result: &Result<(), String>)
     }
 }
 
-pub(super) fn exited(state: &State, id: &str, exit: &Exit) -> Vec<Action> {
+pub(super) fn exited(state: &State, id: &str, exit: &Ended) -> Vec<Action> {
     let Some(sandbox) = state.table.get(id) else { return Vec::new() };
     match sandbox.phase {
         Phase::Creating | Phase::Running | Phase::Ending => {
             let phase = Phase::Exited { exit_code: exit.exit_code, reason: exit.reason.clone() };
             let expired = sandbox.expired || exit.expired;
-            let exited = Sandbox { expired, ..sandbox.into_phase(phase) };
+            let exited = Sandbox { expired, ..sandbox.in_phase(phase) };
             vec![
                 Action::Put(Box::new(exited)),
                 Action::Report { sandbox_id: id.to_owned(), generation: sandbox.generation },
@@ -77,7 +77,7 @@ pub(super) fn tick(state: &State, now: BootTime) -> Vec<Action> {
     let mut actions = Vec::new();
     for id in state.table.overdue(now) {
         let sandbox = state.table.get(id).expect("a deadline is kept only for a sandbox in the table");
-        let ending = Sandbox { expired: true, ..sandbox.into_phase(Phase::Ending) };
+        let ending = Sandbox { expired: true, ..sandbox.in_phase(Phase::Ending) };
         actions.push(Action::Put(Box::new(ending)));
         actions.push(Action::End { sandbox_id: id.to_owned() });
         actions.push(Action::Report { sandbox_id: id.to_owned(), generation: sandbox.generation });

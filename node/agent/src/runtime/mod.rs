@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::boottime::BootTime;
 use crate::files::FileFault;
-use crate::plan::Exit;
+use crate::plan::Ended;
 use crate::spec::SandboxSpec;
 use crate::table::{Order, Phase};
 
@@ -19,15 +19,6 @@ pub enum RuntimeFault {
     /// A file or folder of the data directory.
     #[error(transparent)]
     Files(#[from] FileFault),
-    /// A record on disk that can't be read.
-    #[error("record {} can't be read", path.display())]
-    Record {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
-    },
     /// A process that can't be got rid of or looked at.
     #[error("processes of sandbox {sandbox_id}: {what}")]
     Processes {
@@ -55,7 +46,7 @@ pub struct Exited {
     /// Which.
     pub sandbox_id: String,
     /// How.
-    pub exit: Exit,
+    pub exit: Ended,
 }
 
 /// A sandbox that was there when the agent started.
@@ -71,8 +62,8 @@ pub struct Recovered {
 
 /// How an agent runs sandboxes.
 ///
-/// For one sandbox the agent calls `create` and `remove` one after the other, never at once; `end` and `instruct` only
-/// in between, and not after `remove` was called. Exits go to the channel that the runtime was made with.
+/// For one sandbox the agent calls `create` and `remove` one after the other, never at once; `end`, `instruct` and
+/// `deliver` only in between. Exits go to the channel that the runtime was made with.
 pub trait Runtime: Send + Sync + 'static {
     /// Why a sandbox of this kind can't be run here at all. Looks at nothing but the spec.
     fn admit(&self, spec: &SandboxSpec) -> Result<(), String>;
@@ -89,13 +80,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// Ends it as `end` does, if it still runs, and removes everything of it. When this returns `Ok`, nothing is left.
     fn remove(&self, sandbox_id: &str, grace: Duration) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
 
-    /// Changes when its time is over.
-    fn instruct(
-        &self,
-        sandbox_id: &str,
-        expires_at: Option<BootTime>,
-        leased: bool,
-    ) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+    /// Notes when its time is over from now on. Notes count in the order of the calls; `deliver` brings the newest to
+    /// whoever keeps watch over the sandbox.
+    fn instruct(&self, sandbox_id: &str, expires_at: Option<BootTime>, leased: bool);
+
+    /// Delivers the newest instructions. When this returns `Ok`, they hold even if the agent dies.
+    fn deliver(&self, sandbox_id: &str) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
 
     /// Where its output is; an error for people if this runtime keeps none.
     fn log(&self, sandbox_id: &str) -> Result<PathBuf, String>;

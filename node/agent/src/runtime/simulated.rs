@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use super::{CreateError, Exited, Recovered, Runtime, RuntimeFault};
 use crate::boottime::BootTime;
 use crate::config::SimulatedConfig;
-use crate::plan::Exit;
+use crate::plan::Ended;
 use crate::spec::SandboxSpec;
 use crate::table::Order;
 
@@ -71,7 +71,7 @@ impl Runtime for Simulated {
         if !self.running().remove(sandbox_id) {
             return Ok(());
         }
-        let exit = Exit { exit_code: Some(0), reason: "exited with code 0".to_owned(), expired: false };
+        let exit = Ended { exit_code: Some(0), reason: "exited with code 0".to_owned(), expired: false };
         // The receiver is gone only when the agent is: then nobody waits for the exit.
         let _ = self.exits.send(Exited { sandbox_id: sandbox_id.to_owned(), exit }).await;
         Ok(())
@@ -82,7 +82,9 @@ impl Runtime for Simulated {
         Ok(())
     }
 
-    async fn instruct(&self, _: &str, _: Option<BootTime>, _: bool) -> Result<(), RuntimeFault> {
+    fn instruct(&self, _sandbox_id: &str, _expires_at: Option<BootTime>, _leased: bool) {}
+
+    async fn deliver(&self, _sandbox_id: &str) -> Result<(), RuntimeFault> {
         Ok(())
     }
 

@@ -129,7 +129,8 @@ mod tests {
 
     #[test]
     fn what_the_log_lost_is_forgotten() {
-        let mut checkpoints = Checkpoints::restore(vec![position(0, 0), position(256, 9), position(300, 9)]).unwrap();
+        let mut checkpoints =
+            Checkpoints::restore(vec![position(0, 0), position(256, 9), position(300, 9)]).unwrap();
         checkpoints.prune_below(256);
         assert_eq!(checkpoints.oldest(), Some(position(256, 9)));
         checkpoints.prune_below(301);

@@ -130,7 +130,8 @@ mod tests {
             let entry = Arc::new(filler(revision, 1, *count));
             let first_revision = revision + 1;
             revision = entry.last_revision();
-            let digests = Digests { revision, history: Digest([revision as u8; 32]), state: Digest::default() };
+            let digests =
+                Digests { revision, history: Digest([revision as u8; 32]), state: Digest::default() };
             feed.push(AppliedEntry { first_revision, term: 1, index, entry }, digests);
         }
         feed

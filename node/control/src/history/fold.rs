@@ -22,7 +22,8 @@ pub trait LogSource: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`SourceError::Purged`] if `index` is no longer kept.
-    fn entries_from(&self, index: u64, max_bytes: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, SourceError>>;
+    fn entries_from(&self, index: u64, max_bytes: usize)
+    -> BoxFuture<'_, Result<Vec<LogEntry>, SourceError>>;
 
     /// The index of the first entry that is kept (or would be the next, if none is).
     fn first_index(&self) -> u64;
@@ -40,7 +41,11 @@ pub enum SourceError {
 }
 
 impl LogSource for LogReader {
-    fn entries_from(&self, index: u64, max_bytes: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, SourceError>> {
+    fn entries_from(
+        &self,
+        index: u64,
+        max_bytes: usize,
+    ) -> BoxFuture<'_, Result<Vec<LogEntry>, SourceError>> {
         Box::pin(async move {
             LogReader::entries_from(self, index, max_bytes).await.map_err(|error| match error {
                 HistoryError::Purged { .. } => SourceError::Purged,
@@ -122,7 +127,8 @@ impl Fold {
         if Entry::peek_base_revision(data.bytes()).is_some_and(|base| base != self.revision) {
             return Ok(None);
         }
-        let entry = data.entry().map_err(|error| SourceError::Fault(format!("log entry {index}: {error}")))?;
+        let entry =
+            data.entry().map_err(|error| SourceError::Fault(format!("log entry {index}: {error}")))?;
         let term = log_entry.log_id.committed_leader_id().term;
         if entry.decided_term != term || entry.base_revision != self.revision || entry.events.is_empty() {
             return Ok(None);

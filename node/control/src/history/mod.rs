@@ -17,8 +17,8 @@ pub mod fold;
 pub(crate) mod testing;
 
 use checkpoints::{Checkpoint, Checkpoints};
-pub use feed::{AppliedEntry, Digests, FEED_BYTES};
 use feed::Feed;
+pub use feed::{AppliedEntry, Digests, FEED_BYTES};
 use fold::{Fold, LogSource, SourceError};
 
 use crate::raft::replica::{Replica, View, WaitError};

@@ -6,16 +6,20 @@ use uuid::Uuid;
 /// An entry of `count` events that change nothing but the revision (the first entry of a history begins with
 /// `ClusterCreated`, as the state wants it).
 pub(crate) fn filler(base_revision: Revision, term: u64, count: usize) -> Entry {
-    let events = (0..count).map(|i| event(base_revision == 0 && i == 0)).collect();
+    filler_of(0x5a, base_revision, term, count)
+}
+
+/// The same, of the cluster with this id.
+pub(crate) fn filler_of(cluster: u128, base_revision: Revision, term: u64, count: usize) -> Entry {
+    let events = (0..count).map(|i| event((base_revision == 0 && i == 0).then_some(cluster))).collect();
     let time = Timestamp(1_700_000_000_000_000_000 + base_revision.cast_signed() * 1000);
     Entry::new(base_revision, term, time, events)
 }
 
-fn event(first: bool) -> Event {
-    let kind = if first {
-        EventKind::ClusterCreated { cluster_id: Uuid::from_u128(0x5a), cluster_version: 1 }
-    } else {
-        EventKind::RequestsPruned { until: Timestamp(0), limit: 1 }
+fn event(cluster: Option<u128>) -> Event {
+    let kind = match cluster {
+        Some(id) => EventKind::ClusterCreated { cluster_id: Uuid::from_u128(id), cluster_version: 1 },
+        None => EventKind::RequestsPruned { until: Timestamp(0), limit: 1 },
     };
     let header = Header {
         actor: Actor::Leader,

@@ -19,7 +19,11 @@ struct FakeLog {
 }
 
 impl LogSource for FakeLog {
-    fn entries_from(&self, index: u64, _max_bytes: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, SourceError>> {
+    fn entries_from(
+        &self,
+        index: u64,
+        _max_bytes: usize,
+    ) -> BoxFuture<'_, Result<Vec<LogEntry>, SourceError>> {
         if index < self.first_index() {
             return Box::pin(ready(Err(SourceError::Purged)));
         }
@@ -161,7 +165,7 @@ async fn a_watcher_is_told_of_the_next_event() {
     let mut rig = Rig::new(1);
     rig.follow(1);
     let history = rig.history.clone();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let waiting = tokio::spawn(async move { history.wait_newer(1, deadline).await });
     rig.follow(1);
     waiting.await.unwrap().unwrap();

@@ -86,7 +86,19 @@ pub fn encode<T: Serialize>(message: &T) -> Bytes {
 /// # Errors
 /// If the bytes are not exactly one message, or it is larger than [`MAX_SMALL_BYTES`].
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    let config = bincode::config::standard().with_limit::<MAX_SMALL_BYTES>();
+    decode_up_to::<T, MAX_SMALL_BYTES>(bytes)
+}
+
+/// Decodes a message that may be as large as any: a forwarded command, or its outcome.
+///
+/// # Errors
+/// If the bytes are not exactly one message, or it is larger than [`MAX_MESSAGE_BYTES`].
+pub fn decode_large<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    decode_up_to::<T, MAX_MESSAGE_BYTES>(bytes)
+}
+
+fn decode_up_to<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
+    let config = bincode::config::standard().with_limit::<LIMIT>();
     let (message, read) = bincode::serde::decode_from_slice(bytes, config)
         .map_err(|error| CodecError::Bincode(error.to_string()))?;
     match bytes.len() - read {

@@ -6,7 +6,9 @@ use super::types::{Member, NodeId};
 
 /// This node's data directory belongs to another cluster than the one that it meets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this node belongs to cluster {ours}, and cluster {theirs} was met: one of them has the wrong address or data directory")]
+#[error(
+    "this node belongs to cluster {ours}, and cluster {theirs} was met: one of them has the wrong address or data directory"
+)]
 pub struct OtherCluster {
     /// The cluster of this node.
     pub ours: String,
@@ -51,9 +53,10 @@ impl LocalNode {
             learned = true;
             id.to_owned()
         });
-        match known == id {
-            true => Ok(learned),
-            false => Err(OtherCluster { ours: known.clone(), theirs: id.to_owned() }),
+        if known == id {
+            Ok(learned)
+        } else {
+            Err(OtherCluster { ours: known.clone(), theirs: id.to_owned() })
         }
     }
 

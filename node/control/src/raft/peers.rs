@@ -24,7 +24,7 @@ const FROM_NODE: &str = "sandkeeper-from-node";
 const TO_NODE: &str = "sandkeeper-to-node";
 
 /// A peer that does not even accept a connection for this long is not there.
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// HTTP/2 pings go out this often, also when nothing else is sent.
 pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// A ping that is not answered for this long ends the connection. Longer than a busy machine's stalls.
@@ -134,7 +134,8 @@ impl Interceptor for Introduce {
             metadata.insert(TO_NODE, to.into());
         }
         if let Some(cluster_id) = self.local.cluster_id() {
-            let value = cluster_id.parse().map_err(|_| Status::internal("the cluster id is not printable"))?;
+            let value =
+                cluster_id.parse().map_err(|_| Status::internal("the cluster id is not printable"))?;
             metadata.insert(CLUSTER_ID, value);
         }
         Ok(request)
@@ -158,7 +159,8 @@ impl Interceptor for Admit {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let metadata = request.metadata();
         if let Some(theirs) = metadata.get(CLUSTER_ID) {
-            let theirs = theirs.to_str().map_err(|_| Status::invalid_argument("a cluster id that is no text"))?;
+            let theirs =
+                theirs.to_str().map_err(|_| Status::invalid_argument("a cluster id that is no text"))?;
             self.local
                 .check_cluster_id(theirs)
                 .map_err(|error| Status::failed_precondition(error.to_string()))?;
@@ -217,7 +219,11 @@ mod tests {
         Arc::new(LocalNode::new(node_id, Member::default(), 0, cluster_id.map(str::to_owned)))
     }
 
-    fn meet(from: (NodeId, Option<&str>), to: Option<NodeId>, at: (NodeId, Option<&str>)) -> Result<(), Status> {
+    fn meet(
+        from: (NodeId, Option<&str>),
+        to: Option<NodeId>,
+        at: (NodeId, Option<&str>),
+    ) -> Result<(), Status> {
         let sent = Introduce { local: node(from.0, from.1), to }.call(Request::new(())).unwrap();
         assert_eq!(sender(&sent).unwrap(), from.0);
         Admit::new(node(at.0, at.1)).call(sent).map(|_| ())

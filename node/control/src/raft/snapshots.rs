@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::RaftSnapshotBuilder;
-use sandkeeper_statemachine::{Digest, Revision, State};
+use sandkeeper_statemachine::{Digest, MAX_CHUNK_BYTES, Revision, State};
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_blocking;
 
@@ -14,14 +14,15 @@ use super::replica::View;
 use super::types::{Snapshot, SnapshotMeta, TypeConfig};
 use crate::history::checkpoints::{Checkpoint, Checkpoints};
 use crate::history::digests_of;
+use crate::storage::describe;
 use crate::storage::snapshot::{MAX_HEADER_BYTES, SnapshotFile, SnapshotStore};
 
 /// The version of the header's form.
 const HEADER_VERSION: u16 = 1;
 /// More checkpoints than these are thinned out: they must fit into the header, at up to 18 bytes each.
 const MAX_CHECKPOINTS: usize = 500_000;
-/// The largest piece of an encoded state. The state makes them far smaller.
-const MAX_PIECE_BYTES: u32 = 64 * 1024 * 1024;
+/// The largest piece of an encoded state that is read.
+const MAX_PIECE_BYTES: u32 = MAX_CHUNK_BYTES as u32;
 
 /// What a snapshot says of itself. Fields are append-only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +68,10 @@ impl SnapshotHeader {
             Ok((header, read)) if header.version == HEADER_VERSION && read == bytes.len() => Ok(header),
             Ok((header, _)) if header.version > HEADER_VERSION => {
                 let version = header.version;
-                Err(bad(file, format!("its header has version {version}; this one reads up to {HEADER_VERSION}")))
+                Err(bad(
+                    file,
+                    format!("its header has version {version}; this one reads up to {HEADER_VERSION}"),
+                ))
             }
             Ok(_) => Err(bad(file, "its header is not one")),
             Err(error) => Err(bad(file, format!("its header does not decode: {error}"))),
@@ -96,7 +100,7 @@ pub(crate) fn load(file: &SnapshotFile) -> io::Result<(SnapshotHeader, State)> {
     let header = SnapshotHeader::read(file)?;
     let mut body = file.body();
     let pieces = std::iter::from_fn(|| read_piece(&mut body).transpose());
-    let state = State::from_snapshot_chunks(pieces).map_err(|error| bad(file, error.to_string()))?;
+    let state = State::from_snapshot_chunks(pieces).map_err(|error| bad(file, describe(&error)))?;
     // The hash of the file is verified when its end is read.
     if body.read(&mut [0])? != 0 {
         return Err(bad(file, "something follows the state"));

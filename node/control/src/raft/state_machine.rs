@@ -21,7 +21,9 @@ use tokio::task::{spawn_blocking, yield_now};
 use super::local_node::LocalNode;
 use super::replica::{Publisher, Replica, View};
 use super::snapshots::{SnapshotBuilder, SnapshotHeader, SnapshotState, load};
-use super::types::{Applied, EntryData, LogEntry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
+use super::types::{
+    Applied, EntryData, LogEntry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
+};
 use crate::history::checkpoints::{Checkpoint, Checkpoints};
 use crate::history::{AppliedEntry, FEED_BYTES, Recorder, digests_of};
 use crate::storage::log::LogReader;
@@ -68,11 +70,19 @@ impl StateMachine {
         }
         let (publisher, replica) = Publisher::new();
         let recorder = Recorder::new(FEED_BYTES);
-        let observers =
-            Observers { replica, recorder: recorder.clone(), snapshots: snapshots.clone() };
+        let observers = Observers { replica, recorder: recorder.clone(), snapshots: snapshots.clone() };
         let membership = StoredMembership::default();
-        let machine =
-            Self { local, state: State::new(), applied: None, membership, recorder, publisher, log, store, snapshots };
+        let machine = Self {
+            local,
+            state: State::new(),
+            applied: None,
+            membership,
+            recorder,
+            publisher,
+            log,
+            store,
+            snapshots,
+        };
         Ok((machine, observers))
     }
 
@@ -97,7 +107,8 @@ impl StateMachine {
 
     fn apply_data(&mut self, log_id: LogId, data: &EntryData) -> io::Result<Applied> {
         let corrupt = |what: &str| {
-            let text = format!("log entry {} (term {}) can't be applied: {what}", log_id.index(), term_of(log_id));
+            let text =
+                format!("log entry {} (term {}) can't be applied: {what}", log_id.index(), term_of(log_id));
             io::Error::new(io::ErrorKind::InvalidData, text)
         };
         self.snapshots.count(data.bytes().len());
@@ -197,7 +208,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         SnapshotBuilder::new(self.view(), checkpoints, self.store.clone(), self.snapshots.clone())
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotFile,
+    ) -> Result<(), io::Error> {
         let file = snapshot.clone();
         let (header, state) = spawn_blocking(move || load(&file)).await.map_err(io::Error::other)??;
         let last = header.meta.last_log_id.ok_or_else(|| io::Error::other("a snapshot of nothing"))?;
@@ -218,7 +233,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.membership = header.meta.last_membership;
         self.snapshots.set_newest(meta.clone(), snapshot);
         self.snapshots.restart_count();
-        tracing::info!(revision = header.revision, log_index = last.index(), "the state was read from a snapshot");
+        tracing::info!(
+            revision = header.revision,
+            log_index = last.index(),
+            "the state was read from a snapshot"
+        );
         self.publish(&mut Vec::new())
     }
 

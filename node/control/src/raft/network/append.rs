@@ -43,9 +43,7 @@ async fn next_answer(
     answers: &mut Streaming<RaftMessage>,
 ) -> Option<Result<Answer, RPCError<TypeConfig>>> {
     match answers.message().await {
-        Ok(Some(message)) => {
-            Some(codec::decode(&message.payload).map_err(|error| link.unreadable(&error)))
-        }
+        Ok(Some(message)) => Some(codec::decode(&message.payload).map_err(|error| link.unreadable(&error))),
         Ok(None) => None,
         Err(status) => Some(Err(link.failed(&status))),
     }
@@ -78,10 +76,10 @@ impl Exchange {
 }
 
 /// Sends what `input` yields without waiting for answers, and yields the answers in order.
-pub(super) async fn pipeline<'s, S>(
-    link: &'s mut PeerLink,
+pub(super) async fn pipeline<S>(
+    link: &mut PeerLink,
     input: S,
-) -> Result<AppendAnswers<'s>, RPCError<TypeConfig>>
+) -> Result<AppendAnswers<'_>, RPCError<TypeConfig>>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {

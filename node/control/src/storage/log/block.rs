@@ -22,13 +22,14 @@
 //! An encoded entry: its term (8 bytes), its kind (0 blank, 1 normal, 2 membership), its payload: the bytes of
 //! [`EntryData`], or the membership in bincode.
 
-use bytes::{BufMut as _, Bytes};
+mod build;
+
+use bytes::Bytes;
 use openraft::alias::CommittedLeaderIdOf;
 use openraft::{EntryPayload, Membership};
-use sandkeeper_statemachine::Entry as CoreEntry;
 
+pub(super) use self::build::{BlockBuilder, EncodedBlock};
 use crate::raft::types::{EntryData, LogEntry, LogId, Member, NodeId, TypeConfig};
-use crate::storage::StorageError;
 
 /// The format version that is written, and the newest that can be read.
 pub(super) const FORMAT_VERSION: u8 = 1;
@@ -38,8 +39,8 @@ pub(super) const FORMAT_VERSION: u8 = 1;
 /// stays under 512 KiB.
 pub(super) const MAX_VALUE_BYTES: usize = 24_000;
 
-/// The largest encoded entry, 1.25 MiB: a request of 1 MiB, and what the decider adds to it.
-pub(super) const MAX_ENTRY_BYTES: usize = 5 << 18;
+/// The largest encoded entry: the state machine makes no larger one.
+pub(super) const MAX_ENTRY_BYTES: usize = sandkeeper_statemachine::MAX_ENTRY_BYTES;
 
 const MAGIC: [u8; 4] = *b"SKLB";
 const HEADER_BYTES: usize = 48;
@@ -92,24 +93,6 @@ impl From<&str> for BlockError {
     }
 }
 
-/// A block on its way to the disk.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct EncodedBlock {
-    pub first: u64,
-    pub part: u16,
-    pub value: Vec<u8>,
-}
-
-impl EncodedBlock {
-    pub(super) fn key(&self) -> Vec<u8> {
-        let mut key = head_key(self.first).to_vec();
-        if self.part > 0 {
-            key.put_u16(self.part);
-        }
-        key
-    }
-}
-
 /// The key of the block that begins with `index`.
 pub(super) fn head_key(index: u64) -> [u8; 8] {
     index.to_be_bytes()
@@ -147,138 +130,6 @@ pub(super) fn weight(entry: &LogEntry) -> usize {
         EntryPayload::Membership(members) => 128 * members.nodes().count(),
     };
     payload + 64
-}
-
-/// Cuts a run of entries into blocks.
-pub(super) struct BlockBuilder {
-    committed: Option<LogId>,
-    blocks: Vec<EncodedBlock>,
-    first: u64,
-    count: u16,
-    base_revision: Option<u64>,
-    body: Vec<u8>,
-    scratch: Vec<u8>,
-}
-
-impl BlockBuilder {
-    pub(super) fn new(committed: Option<LogId>) -> Self {
-        Self {
-            committed,
-            blocks: Vec::new(),
-            first: 0,
-            count: 0,
-            base_revision: None,
-            body: Vec::new(),
-            scratch: Vec::new(),
-        }
-    }
-
-    /// Adds the entry that follows the last one.
-    pub(super) fn push(&mut self, entry: &LogEntry) -> Result<(), StorageError> {
-        let index = entry.log_id.index;
-        self.scratch.clear();
-        let base_revision = encode_entry(entry, &mut self.scratch);
-        let bytes = self.scratch.len();
-        if bytes > MAX_ENTRY_BYTES + ENTRY_HEADER_BYTES {
-            return Err(StorageError::EntryTooLarge { index, bytes, limit: MAX_ENTRY_BYTES });
-        }
-        if self.body.len() + 4 + bytes > MAX_BODY_BYTES || self.count == u16::MAX {
-            self.close();
-        }
-        if 4 + bytes > MAX_BODY_BYTES {
-            self.push_parts(index, base_revision);
-            return Ok(());
-        }
-        if self.count == 0 {
-            self.first = index;
-        }
-        self.count += 1;
-        self.base_revision = self.base_revision.or(base_revision);
-        self.body.put_u32_le(bytes as u32);
-        self.body.extend_from_slice(&self.scratch);
-        Ok(())
-    }
-
-    /// The blocks, in the order of their keys.
-    pub(super) fn finish(mut self) -> Vec<EncodedBlock> {
-        self.close();
-        self.blocks
-    }
-
-    fn close(&mut self) {
-        if self.count == 0 {
-            return;
-        }
-        let header = Header {
-            kind: Kind::Whole,
-            count: self.count,
-            first: self.first,
-            part: 0,
-            committed: self.committed,
-            base_revision: self.base_revision,
-        };
-        self.blocks.push(encode_block(&header, &self.body));
-        self.body.clear();
-        self.count = 0;
-        self.base_revision = None;
-    }
-
-    fn push_parts(&mut self, index: u64, base_revision: Option<u64>) {
-        let pieces = self.scratch.chunks(MAX_BODY_BYTES);
-        let count = pieces.len() as u16;
-        for (part, piece) in (0..).zip(pieces) {
-            let committed = self.committed;
-            let header = Header { kind: Kind::Part, count, first: index, part, committed, base_revision };
-            self.blocks.push(encode_block(&header, piece));
-        }
-    }
-}
-
-/// Writes an entry behind what is in `out`, and returns its base revision if it has one.
-fn encode_entry(entry: &LogEntry, out: &mut Vec<u8>) -> Option<u64> {
-    out.put_u64_le(entry.log_id.leader_id.term);
-    match &entry.payload {
-        EntryPayload::Blank => {
-            out.put_u8(0);
-            None
-        }
-        EntryPayload::Normal(data) => {
-            out.put_u8(1);
-            out.extend_from_slice(data.bytes());
-            CoreEntry::peek_base_revision(data.bytes())
-        }
-        EntryPayload::Membership(membership) => {
-            out.put_u8(2);
-            bincode::serde::encode_into_std_write(membership, out, bincode::config::standard())
-                .expect("a membership is plain data, and writing to a Vec does not fail");
-            None
-        }
-    }
-}
-
-fn encode_block(header: &Header, body: &[u8]) -> EncodedBlock {
-    let mut value = Vec::with_capacity(HEADER_BYTES + body.len());
-    value.extend_from_slice(&MAGIC);
-    value.put_u8(FORMAT_VERSION);
-    value.put_u8(match header.kind {
-        Kind::Whole => 0,
-        Kind::Part => 1,
-    });
-    value.put_u16_le(header.count);
-    value.put_u32_le(0);
-    value.put_u64_le(header.first);
-    value.put_u16_le(header.part);
-    let committed_flag = if header.committed.is_some() { HAS_COMMITTED } else { 0 };
-    let revision_flag = if header.base_revision.is_some() { HAS_BASE_REVISION } else { 0 };
-    value.put_u8(committed_flag | revision_flag);
-    value.put_u8(0);
-    value.put_u64_le(header.committed.map_or(0, |id| id.leader_id.term));
-    value.put_u64_le(header.committed.map_or(0, |id| id.index));
-    value.put_u64_le(header.base_revision.unwrap_or(0));
-    value.extend_from_slice(body);
-    let crc = checksum(&value);
-    value[CRC].copy_from_slice(&crc.to_le_bytes());
-    EncodedBlock { first: header.first, part: header.part, value }
 }
 
 /// The CRC of everything but the CRC itself.

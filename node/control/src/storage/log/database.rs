@@ -133,7 +133,8 @@ impl Database {
 
     /// Reads what is wanted as far as it is here.
     pub(super) fn read(&self, want: &mut Want, out: &mut Vec<LogEntry>) -> Result<(), StorageError> {
-        let start = self.key_at_or_before(want.next)?.unwrap_or_else(|| block::head_key(want.next).as_slice().into());
+        let start =
+            self.key_at_or_before(want.next)?.unwrap_or_else(|| block::head_key(want.next).as_slice().into());
         let mut parts: Option<Parts> = None;
         let mut expected = None;
         for item in self.folder.db().range(start..) {

@@ -178,7 +178,8 @@ impl Databases {
             if let Some(found) = database.base_revision_from(index)? {
                 return Ok(Some(found));
             }
-            let following = self.lock().by_first.range(database.first() + 1..).next().map(|(first, _)| *first);
+            let following =
+                self.lock().by_first.range(database.first() + 1..).next().map(|(first, _)| *first);
             next = following.map(|first| self.get(first)).transpose()?;
         }
         Ok(None)
@@ -259,7 +260,8 @@ fn check_end(database: &Database, next: u64) -> Result<(), StorageError> {
         return Ok(());
     }
     let end = end.map_or("it is empty".to_owned(), |end| format!("it ends with {end}"));
-    Err(database.corrupt(next.to_string(), format!("a hole: {end}, and the next database begins with {next}")))
+    Err(database
+        .corrupt(next.to_string(), format!("a hole: {end}, and the next database begins with {next}")))
 }
 
 /// Closes the least recently used databases above the limit: not the newest, and none that is being read (a second
@@ -273,7 +275,9 @@ fn close_oldest(slots: &mut Slots) {
         if excess == 0 {
             break;
         }
-        if Some(*first) != newest && slot.open.as_ref().is_some_and(|database| Arc::strong_count(database) == 1) {
+        if Some(*first) != newest
+            && slot.open.as_ref().is_some_and(|database| Arc::strong_count(database) == 1)
+        {
             slot.open = None;
             excess -= 1;
         }

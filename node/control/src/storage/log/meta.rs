@@ -12,9 +12,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::Deserialize;
 
 use super::options::Hooks;
 use super::sled_folder::SledFolder;

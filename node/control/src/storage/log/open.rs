@@ -44,7 +44,7 @@ pub(super) fn open(
     // What was committed may be known before it is on this disk. What is on this disk up to there is committed too.
     let committed = committed.max(meta.tail.committed).max(meta.purged).min(last);
     let (vote, purged, oldest) = (meta.vote, meta.purged, databases.oldest());
-    let tail = Tail::new(Bounds { vote, committed, purged, last, oldest }, options.tail_cache_bytes);
+    let tail = Tail::new(&Bounds { vote, committed, purged, last, oldest }, options.tail_cache_bytes);
     let current = end.as_ref().map(|(database, _)| Arc::clone(database));
     let current_bytes = current.as_ref().map_or(Ok(0), |database| database.file_bytes())?;
     tracing::info!(?purged, ?last, took = ?progress.begun.elapsed(), path = %root.display(), "opened the log");
@@ -111,7 +111,9 @@ fn check_bounds(databases: &Databases, meta: &Meta, end: Option<&Newest>) -> Res
     if let (Some(purged), Some(oldest)) = (purged, databases.oldest())
         && oldest > purged + 1
     {
-        let what = format!("a hole: the log was purged up to {purged}, and the oldest database begins with {oldest}");
+        let what = format!(
+            "a hole: the log was purged up to {purged}, and the oldest database begins with {oldest}"
+        );
         return Err(meta.corrupt("purged", what));
     }
     let last = end.map(|(_, end)| end.last.index).max(purged);

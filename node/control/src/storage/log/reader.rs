@@ -138,7 +138,8 @@ fn check_complete(entries: &[LogEntry], wanted: &Range<u64>, all: bool) -> Resul
         return Ok(());
     }
     let found = entries.first().zip(entries.last());
-    let found = found.map_or("nothing".to_owned(), |(a, b)| format!("{} to {}", a.log_id.index, b.log_id.index));
+    let found =
+        found.map_or("nothing".to_owned(), |(a, b)| format!("{} to {}", a.log_id.index, b.log_id.index));
     Err(StorageError::CorruptLog {
         dir: "log".into(),
         key: wanted.start.to_string(),
@@ -189,7 +190,8 @@ impl RaftLogReader<TypeConfig> for LogReader {
     where
         RB: RangeBounds<u64> + Clone + Debug + Send,
     {
-        let state = Piecewise { reader: self.clone(), left: bounds(&range), begun: false, read: VecDeque::new() };
+        let state =
+            Piecewise { reader: self.clone(), left: bounds(&range), begun: false, read: VecDeque::new() };
         stream::try_unfold(state, |mut state| async move {
             let entry = state.next().await?;
             Ok(entry.map(|entry| (entry, state)))

@@ -15,7 +15,8 @@ const QUEUE: usize = 256;
 /// Starts the thread. It ends when the sender is dropped, after it has deleted what waited.
 pub(super) fn start(counters: Arc<Counters>) -> io::Result<(SyncSender<Removed>, JoinHandle<()>)> {
     let (sender, receiver) = sync_channel(QUEUE);
-    let thread = thread::Builder::new().name("log-reaper".to_owned()).spawn(move || run(&receiver, &counters))?;
+    let thread =
+        thread::Builder::new().name("log-reaper".to_owned()).spawn(move || run(&receiver, &counters))?;
     Ok((sender, thread))
 }
 
@@ -27,7 +28,9 @@ fn run(removals: &Receiver<Removed>, counters: &Counters) {
         match fs::remove_dir_all(&dir) {
             Ok(()) => counters.removed(),
             // It is not part of the log any more, so nothing is wrong but the space; the next start tries again.
-            Err(error) => tracing::error!(path = %dir.display(), %error, "cannot delete a purged log database"),
+            Err(error) => {
+                tracing::error!(path = %dir.display(), %error, "cannot delete a purged log database");
+            }
         }
     }
 }

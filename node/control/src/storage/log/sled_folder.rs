@@ -51,11 +51,20 @@ impl SledFolder {
             .map_err(|source| StorageError::Database { action: "open", dir: dir.to_owned(), source })?;
         let file = File::open(&data).map_err(failed("open", &data))?;
         let folder = Self { dir: dir.to_owned(), blobs, db, file, hooks, counters };
-        folder.sync()?;
-        sync_file(&config)?;
-        sync_folder(&folder.blobs)?;
-        sync_folder(dir)?;
+        if let Err(error) = folder.make_durable() {
+            // Dropping it would flush again, and panic if that fails.
+            std::mem::forget(folder);
+            return Err(error);
+        }
         Ok(folder)
+    }
+
+    /// Makes the files themselves durable, with what sled wrote into them when it opened them.
+    fn make_durable(&self) -> Result<(), StorageError> {
+        self.sync()?;
+        sync_file(&self.dir.join("conf"))?;
+        sync_folder(&self.blobs)?;
+        sync_folder(&self.dir)
     }
 
     pub(super) fn dir(&self) -> &Path {
@@ -86,7 +95,10 @@ impl SledFolder {
 
     /// How long sled's file is: about how much was written to it.
     pub(super) fn file_bytes(&self) -> Result<u64, StorageError> {
-        self.file.metadata().map(|data| data.len()).map_err(failed("read the length of", &self.dir.join("db")))
+        self.file
+            .metadata()
+            .map(|data| data.len())
+            .map_err(failed("read the length of", &self.dir.join("db")))
     }
 
     pub(super) fn failed(&self, action: &'static str, source: sled::Error) -> StorageError {

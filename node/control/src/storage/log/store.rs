@@ -1,10 +1,9 @@
 //! The log store as openraft sees it.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-
-use std::io;
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use tokio::sync::{mpsc, oneshot};
@@ -40,7 +39,8 @@ impl LogStore {
     /// of this program wrote it.
     pub fn open(dir: &Path, options: LogOptions) -> Result<Self, StorageError> {
         let counters = Arc::new(Counters::default());
-        let (removals, reaper) = reaper::start(Arc::clone(&counters)).map_err(failed("start a thread for", dir))?;
+        let (removals, reaper) =
+            reaper::start(Arc::clone(&counters)).map_err(failed("start a thread for", dir))?;
         let writer = open::open(dir, options, counters, removals)?;
         let shared = Arc::clone(&writer.shared);
         let (operations, queue) = mpsc::channel(QUEUE);
@@ -65,7 +65,7 @@ impl LogStore {
     /// # Errors
     /// If the last write failed, or one before it.
     pub async fn shutdown(&self) -> Result<(), StorageError> {
-        let result = self.perform(|done| Operation::Shutdown { done }).await;
+        let result = self.perform(|done| Some(Operation::Shutdown { done })).await;
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().map(JoinHandle::join).filter(Result::is_err).count()
@@ -81,12 +81,15 @@ impl LogStore {
         &self.threads
     }
 
-    /// Queues an operation and waits until it is done.
-    async fn perform(&self, operation: impl FnOnce(Done) -> Operation) -> Result<(), StorageError> {
-        let (done, outcome) = oneshot::channel();
-        if self.operations.send(operation(done)).await.is_err() {
+    /// Queues an operation, if there is one to be done, and waits until it is done. It is made when it has its place
+    /// in the queue: a caller that gives up before that has changed nothing.
+    async fn perform(&self, operation: impl FnOnce(Done) -> Option<Operation>) -> Result<(), StorageError> {
+        let Ok(place) = self.operations.reserve().await else {
             return Err(self.gone());
-        }
+        };
+        let (done, outcome) = oneshot::channel();
+        let Some(operation) = operation(done) else { return Ok(()) };
+        place.send(operation);
         outcome.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
@@ -109,7 +112,7 @@ impl LogStore {
             return Err((self.gone(), callback));
         };
         let mut callback = Some(callback);
-        let queued = self.shared.tail.append(&entries.clone(), |number| {
+        let queued = self.shared.tail.append(entries, |entries, number| {
             if let Some(callback) = callback.take() {
                 place.send(Operation::Append(Append { entries, number, callback }));
             }
@@ -136,9 +139,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let vote = *vote;
-        self.perform(|done| Operation::SaveVote { vote, done }).await?;
-        self.shared.tail.set_vote(vote);
-        Ok(())
+        Ok(self.perform(|done| Some(Operation::SaveVote { vote, done })).await?)
     }
 
     /// It is written with the next block, or when something else is recorded: after a crash an older one is found.
@@ -171,17 +172,16 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         self.shared.check()?;
-        match self.shared.tail.truncate(last_log_id) {
-            Some(from) => Ok(self.perform(|done| Operation::Truncate { from, done }).await?),
-            None => Ok(()),
-        }
+        let truncate = |done| {
+            let from = self.shared.tail.truncate(last_log_id)?;
+            Some(Operation::Truncate { from, done })
+        };
+        Ok(self.perform(truncate).await?)
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.shared.check()?;
-        if self.shared.tail.purge(log_id) {
-            self.perform(|done| Operation::Purge { upto: log_id, done }).await?;
-        }
-        Ok(())
+        let purge = |done| self.shared.tail.purge(log_id).then(|| Operation::Purge { upto: log_id, done });
+        Ok(self.perform(purge).await?)
     }
 }

@@ -53,7 +53,8 @@ impl State {
     }
 
     fn trim(&mut self, limit: usize) {
-        while self.cache_bytes > limit && self.cache.front().is_some_and(|front| front.append <= self.durable) {
+        while self.cache_bytes > limit && self.cache.front().is_some_and(|front| front.append <= self.durable)
+        {
             self.drop_front();
         }
     }
@@ -88,7 +89,7 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    pub(super) fn new(bounds: Bounds, cache_limit: usize) -> Self {
+    pub(super) fn new(bounds: &Bounds, cache_limit: usize) -> Self {
         let behind_purged = bounds.purged.map(|purged| purged.index + 1);
         let state = State {
             vote: bounds.vote,
@@ -105,34 +106,38 @@ impl Tail {
         Self { state: Mutex::new(state), cache_limit }
     }
 
-    /// Makes entries readable, and calls `queue` with the number of the append while nothing else can come between.
-    pub(super) fn append(&self, entries: &[LogEntry], queue: impl FnOnce(u64)) -> Result<(), StorageError> {
+    /// Makes entries readable, and gives them to `queue` with the number of the append, while nothing else can come
+    /// between.
+    pub(super) fn append(
+        &self,
+        entries: Vec<LogEntry>,
+        queue: impl FnOnce(Vec<LogEntry>, u64),
+    ) -> Result<(), StorageError> {
         let mut state = self.lock();
         // An empty log that was never purged may begin anywhere. Raft begins at 0; openraft's conformance suite
         // does not.
         let begins = state.last.is_none();
-        let mut expected = match entries.first() {
+        let first = match entries.first() {
             Some(entry) if begins => entry.log_id.index,
             _ => state.next_index(),
         };
-        for entry in entries {
+        for (expected, entry) in (first..).zip(&entries) {
             if entry.log_id.index != expected {
                 return Err(StorageError::NotContiguous { expected, found: entry.log_id.index });
             }
-            expected += 1;
         }
         state.appends += 1;
         let append = state.appends;
-        if let (true, Some(entry)) = (begins, entries.first()) {
-            state.first = entry.log_id.index;
+        if begins {
+            state.first = first;
         }
-        for entry in entries {
+        for entry in &entries {
             let weight = block::weight(entry);
             state.last = Some(entry.log_id);
             state.cache_bytes += weight;
             state.cache.push_back(Cached { entry: entry.clone(), weight, append });
         }
-        queue(append);
+        queue(entries, append);
         Ok(())
     }
 

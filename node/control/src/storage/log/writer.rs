@@ -66,12 +66,23 @@ pub(super) struct Append {
 /// An operation on the log's disk.
 pub(super) enum Operation {
     Append(Append),
-    SaveVote { vote: Vote, done: Done },
+    SaveVote {
+        vote: Vote,
+        done: Done,
+    },
     /// Removes the entries from `from` on.
-    Truncate { from: u64, done: Done },
+    Truncate {
+        from: u64,
+        done: Done,
+    },
     /// Removes the entries up to `upto`.
-    Purge { upto: LogId, done: Done },
-    Shutdown { done: Done },
+    Purge {
+        upto: LogId,
+        done: Done,
+    },
+    Shutdown {
+        done: Done,
+    },
 }
 
 /// The writer's state: where the disk is.
@@ -107,7 +118,6 @@ impl Writer {
                 }
                 if let Err(cause) = self.perform(operation, &mut waiting) {
                     tracing::error!(cause, "the log can't be written; this node has to stop");
-                    self.shared.stop(&cause);
                     self.shared.databases.abandon();
                     std::mem::forget((self.meta, self.current));
                     return refuse(&mut queue, waiting, &cause);
@@ -124,7 +134,9 @@ impl Writer {
             Operation::Append(append) => self.perform_appends(append, waiting),
             Operation::SaveVote { vote, done } => self.answer(done, |writer| {
                 let tail = writer.tail_record();
-                writer.meta.save_vote(vote, tail)
+                writer.meta.save_vote(vote, tail)?;
+                writer.shared.tail.set_vote(vote);
+                Ok(())
             }),
             Operation::Truncate { from, done } => self.answer(done, |writer| writer.truncate(from)),
             Operation::Purge { upto, done } => self.answer(done, |writer| writer.purge(upto)),
@@ -151,7 +163,7 @@ impl Writer {
                 }
             }
         }
-        let result = guarded(|| self.write(&group));
+        let result = self.attempt(|writer| writer.write(&group));
         if let (Ok(()), Some(last)) = (&result, group.last()) {
             self.shared.tail.durable(last.number);
         }
@@ -167,9 +179,18 @@ impl Writer {
         done: Done,
         work: impl FnOnce(&mut Self) -> Result<(), StorageError>,
     ) -> Result<(), String> {
-        let result = guarded(|| work(self));
+        let result = self.attempt(work);
         // A caller that was cancelled is not told; that what it asked for is done all the same is its affair.
         let _ = done.send(result.clone().map_err(|cause| StorageError::Stopped { cause }));
+        result
+    }
+
+    /// After a failure nothing is read or written any more, from before anybody is told of it.
+    fn attempt(&mut self, work: impl FnOnce(&mut Self) -> Result<(), StorageError>) -> Result<(), String> {
+        let result = guarded(|| work(self));
+        if let Err(cause) = &result {
+            self.shared.stop(cause);
+        }
         result
     }
 
@@ -277,9 +298,9 @@ impl Writer {
 
     /// Records where the log ends, and closes everything.
     fn finish(mut self, done: Done) {
-        let result = guarded(|| {
-            let record = self.tail_record();
-            self.meta.save_tail(record)
+        let result = self.attempt(|writer| {
+            let record = writer.tail_record();
+            writer.meta.save_tail(record)
         });
         match result {
             Ok(()) => {
@@ -289,7 +310,6 @@ impl Writer {
                 let _ = done.send(Ok(()));
             }
             Err(cause) => {
-                self.shared.stop(&cause);
                 self.shared.databases.abandon();
                 std::mem::forget((self.meta, self.current));
                 let _ = done.send(Err(StorageError::Stopped { cause }));

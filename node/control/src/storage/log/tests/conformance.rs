@@ -14,20 +14,20 @@ use tempfile::TempDir;
 
 use super::super::{LogOptions, LogStore};
 use crate::raft::types::{Applied, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
-use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
+use crate::storage::snapshot::{SnapshotFile, SnapshotId, SnapshotStore};
 
-type Applied2 = (Option<LogId>, StoredMembership);
+type State = (Option<LogId>, StoredMembership);
 
 #[derive(Clone)]
 struct Machine {
-    applied: Arc<Mutex<Applied2>>,
+    applied: Arc<Mutex<State>>,
     snapshots: SnapshotStore,
 }
 
 fn decode(file: &SnapshotFile) -> io::Result<SnapshotMeta> {
     let mut bytes = Vec::new();
     file.body().read_to_end(&mut bytes)?;
-    let (meta, _) = bincode::serde::decode_from_slice::<Applied2, _>(&bytes, bincode::config::standard())
+    let (meta, _) = bincode::serde::decode_from_slice::<State, _>(&bytes, bincode::config::standard())
         .map_err(io::Error::other)?;
     Ok(SnapshotMeta { last_log_id: meta.0, last_membership: meta.1 })
 }
@@ -38,7 +38,9 @@ impl RaftSnapshotBuilder<TypeConfig> for Machine {
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let applied = self.applied.lock().unwrap().clone();
         let bytes = bincode::serde::encode_to_vec(&applied, bincode::config::standard()).unwrap();
-        let mut writer = self.snapshots.create(applied.0.unwrap().into(), b"")?;
+        // The suite also wants a snapshot of a machine to which nothing was applied.
+        let id = applied.0.map_or(SnapshotId { index: 0, term: 0 }, SnapshotId::from);
+        let mut writer = self.snapshots.create(id, b"")?;
         writer.write_all(&bytes)?;
         let snapshot = writer.finish()?;
         Ok(Snapshot { meta: decode(&snapshot)?, snapshot })

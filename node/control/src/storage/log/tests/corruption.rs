@@ -38,7 +38,10 @@ fn open_error(dir: &Path) -> String {
 }
 
 async fn read_error(dir: &Path) -> String {
-    open(dir).reader().try_get_log_entries(..).await.unwrap_err().to_string()
+    let store = open(dir);
+    let error = store.reader().try_get_log_entries(..).await.unwrap_err().to_string();
+    store.shutdown().await.unwrap();
+    error
 }
 
 fn flip(db: &sled::Db, key: &[u8], at: usize) {
@@ -87,7 +90,10 @@ async fn a_corrupt_last_block_is_found_at_open() {
     });
     assert_eq!(key.len(), 10, "it is a part");
     let error = open_error(dir.path());
-    assert!(error.contains(&name) && error.contains("key 30 part 2") && error.contains("checksum"), "{error}");
+    assert!(
+        error.contains(&name) && error.contains("key 30 part 2") && error.contains("checksum"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -160,12 +166,19 @@ async fn an_entry_that_was_cut_off_in_its_write_is_removed_and_one_that_lost_a_p
     assert_eq!(indexes(&all(&store).await), [0, 1, 2, 3]);
     store.shutdown().await.unwrap();
     // Lost: an entry follows it.
+    let name = databases(dir.path())[1].clone();
+    assert_eq!(name, "log-00000000000000000002");
     for part in &parts {
         let lost = tempfile::tempdir().unwrap();
         copy(dir.path(), lost.path());
         with_sled(lost.path(), &name, |db| db.remove(part.key()).unwrap().unwrap());
         let error = read_error(lost.path()).await;
-        assert!(error.contains("missing") || error.contains("a hole"), "part {}: {error}", part.part);
+        assert!(error.contains(&name), "{error}");
+        assert!(
+            error.contains("missing") || error.contains("it begins here") || error.contains("a hole"),
+            "part {}: {error}",
+            part.part
+        );
     }
 }
 

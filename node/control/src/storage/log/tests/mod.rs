@@ -5,6 +5,7 @@ mod corruption;
 mod faults;
 mod history;
 mod model;
+mod power_cut;
 mod reopen;
 
 use std::fs::{self, File};
@@ -88,10 +89,10 @@ async fn append(store: &mut LogStore, entries: impl IntoIterator<Item = LogEntry
 }
 
 /// Appends and does not wait; returns what is told when it is durable.
-async fn start_append(
+async fn start_append<T: IntoIterator<Item = LogEntry>>(
     store: &mut LogStore,
-    entries: impl IntoIterator<Item = LogEntry>,
-) -> impl Future<Output = io::Result<()>> {
+    entries: T,
+) -> impl Future<Output = io::Result<()>> + use<T> {
     let (sender, receiver) = TypeConfig::oneshot();
     let entries: Vec<_> = entries.into_iter().collect();
     let refused = store.append(entries, IOFlushed::signal(sender)).await.err();
@@ -120,16 +121,17 @@ fn databases(dir: &Path) -> Vec<String> {
 }
 
 /// What a machine that crashes now would find when it starts again: sled keeps its files locked until the process
-/// ends, so the next store opens a copy.
+/// ends, so the next store opens a copy. What is being deleted meanwhile may be missing.
 fn copy(dir: &Path, to: &Path) -> PathBuf {
     fs::create_dir_all(to).unwrap();
-    for item in fs::read_dir(dir).unwrap() {
+    let Ok(items) = fs::read_dir(dir) else { return to.to_owned() };
+    for item in items {
         let item = item.unwrap();
         let target = to.join(item.file_name());
         if item.file_type().unwrap().is_dir() {
             copy(&item.path(), &target);
-        } else {
-            fs::copy(item.path(), &target).unwrap();
+        } else if let Err(error) = fs::copy(item.path(), &target) {
+            assert_eq!(error.kind(), io::ErrorKind::NotFound, "{}", item.path().display());
         }
     }
     to.to_owned()

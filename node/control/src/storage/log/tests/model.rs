@@ -6,14 +6,20 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Act {
-    Append { sizes: Vec<usize>, wait: bool },
+    Append {
+        sizes: Vec<usize>,
+        wait: bool,
+    },
     /// Keeps this share of the entries that are not purged, in 1/256.
     Truncate(u8),
     /// Purges this share of them, in 1/200: more than 200 goes beyond the end.
     Purge(u8),
     Vote,
     Reopen,
-    Read { from: u8, length: u8 },
+    Read {
+        from: u8,
+        length: u8,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {

@@ -83,7 +83,8 @@ async fn an_entry_above_the_limit_is_refused_before_it_is_stored_in_part() {
     assert!(error.contains("and the log takes 1310720 at most"), "{error}");
     store.shutdown().await.unwrap_err();
     drop(store);
-    let mut store = open(&copy(dir.path(), &dir.path().join("copy")));
+    let crashed = tempfile::tempdir().unwrap();
+    let mut store = open(&copy(dir.path(), crashed.path()));
     assert_eq!(state(&mut store).await, (None, None));
 }
 
@@ -203,7 +204,9 @@ async fn dropping_the_store_lets_go_of_its_files() {
     let threads = std::mem::take(&mut *store.threads().lock().unwrap());
     let reader = store.reader();
     drop(store);
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     reader.entries_from(0, 10).await.unwrap_err();
     assert_eq!(indexes(&all(&open(dir.path())).await), [0]);
 }

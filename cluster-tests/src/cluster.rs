@@ -1,0 +1,410 @@
+//! A cluster of real processes in a temporary folder.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use sandkeeper_client::{Client, ClientError, v1};
+use tempfile::TempDir;
+
+use crate::wait::{LONG, eventually};
+use crate::{Process, binary};
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// Control nodes.
+    pub nodes: usize,
+    /// Agents, each a process.
+    pub agents: usize,
+    /// Slots of each agent.
+    pub slots: u64,
+    /// More flags for each server.
+    pub server_flags: Vec<String>,
+    /// More flags for each agent.
+    pub agent_flags: Vec<String>,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self { nodes: 3, agents: 2, slots: 4, server_flags: Vec::new(), agent_flags: Vec::new() }
+    }
+}
+
+/// A control node's process.
+#[derive(Debug)]
+pub struct NodeProcess {
+    /// Its name.
+    pub name: String,
+    /// `host:port` for clients and agents.
+    pub api: String,
+    /// `host:port` for peers.
+    pub peer: String,
+    /// `host:port` for metrics and health.
+    pub http: String,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    /// None: it was killed or stopped.
+    pub process: Option<Process>,
+}
+
+/// An agent's process.
+#[derive(Debug)]
+pub struct AgentProcess {
+    /// Its name.
+    pub name: String,
+    /// Its data directory.
+    pub data_dir: PathBuf,
+    /// None: it was killed or stopped.
+    pub process: Option<Process>,
+}
+
+/// A cluster. See [`crate`].
+pub struct Cluster {
+    /// Control nodes.
+    pub nodes: Vec<NodeProcess>,
+    /// Agents.
+    pub agents: Vec<AgentProcess>,
+    options: ClusterOptions,
+    folder: Option<TempDir>,
+}
+
+impl Cluster {
+    /// Starts three control nodes and two agents of four slots, and waits until all is ready.
+    pub async fn start() -> Self {
+        Self::start_with(ClusterOptions::default()).await
+    }
+
+    /// Starts a cluster, and waits until all is ready.
+    ///
+    /// # Panics
+    /// If it does not become ready.
+    pub async fn start_with(options: ClusterOptions) -> Self {
+        let folder =
+            tempfile::Builder::new().prefix("sandkeeper-test-").tempdir().expect("a temporary folder");
+        let mut ports = free_ports(options.nodes * 3).into_iter();
+        let mut address = || format!("127.0.0.1:{}", ports.next().expect("as many as were asked for"));
+        let nodes = (0..options.nodes).map(|index| NodeProcess {
+            name: format!("n{index}"),
+            api: address(),
+            peer: address(),
+            http: address(),
+            data_dir: folder.path().join(format!("n{index}")),
+            process: None,
+        });
+        let nodes: Vec<_> = nodes.collect();
+        let agents = (0..options.agents).map(|index| AgentProcess {
+            name: format!("a{index}"),
+            data_dir: folder.path().join(format!("a{index}")),
+            process: None,
+        });
+        let agents = agents.collect();
+        let mut cluster = Self { nodes, agents, options, folder: Some(folder) };
+        for index in 0..cluster.nodes.len() {
+            cluster.start_node(index);
+        }
+        for index in 0..cluster.agents.len() {
+            cluster.start_agent(index);
+        }
+        cluster.wait_ready().await;
+        cluster
+    }
+
+    /// The folder that everything is in.
+    ///
+    /// # Panics
+    /// Never: it is there as long as the cluster.
+    pub fn folder(&self) -> &Path {
+        self.folder.as_ref().expect("it is taken when the cluster is dropped").path()
+    }
+
+    /// Starts a control node (again).
+    pub fn start_node(&mut self, index: usize) {
+        let peers: Vec<_> = self.nodes.iter().map(|node| node.peer.clone()).collect();
+        let log = self.folder().join(format!("n{index}.log"));
+        let node = &self.nodes[index];
+        let mut command = Command::new(binary());
+        command.arg("server").args(["--name", &node.name]).arg("--data-dir").arg(&node.data_dir);
+        command.args(["--listen-api", &node.api, "--listen-peer", &node.peer, "--listen-http", &node.http]);
+        command.args(["--join", &peers.join(","), "--bootstrap-expect", &self.options.nodes.to_string()]);
+        command.args(&self.options.server_flags).env("RUST_BACKTRACE", "1");
+        self.nodes[index].process = Some(Process::start(command, &log));
+    }
+
+    /// Starts an agent (again).
+    pub fn start_agent(&mut self, index: usize) {
+        let servers: Vec<_> = self.nodes.iter().map(|node| node.api.clone()).collect();
+        let log = self.folder().join(format!("a{index}.log"));
+        let agent = &self.agents[index];
+        let mut command = Command::new(binary());
+        command.arg("agent").args(["--agent-id", &agent.name]).arg("--data-dir").arg(&agent.data_dir);
+        command.args(["--servers", &servers.join(","), "--slots", &self.options.slots.to_string()]);
+        command.args(["--cpu", "8", "--memory", "8GiB", "--terminate-grace", "1s"]);
+        command.args(&self.options.agent_flags).env("RUST_BACKTRACE", "1");
+        self.agents[index].process = Some(Process::start(command, &log));
+    }
+
+    /// Kills a control node with -9.
+    pub fn kill_node(&mut self, index: usize) {
+        self.nodes[index].process = None;
+    }
+
+    /// Kills an agent with -9. What it runs goes on.
+    pub fn kill_agent(&mut self, index: usize) {
+        self.agents[index].process = None;
+    }
+
+    /// Stops a control node without it noticing (SIGSTOP).
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn pause_node(&self, index: usize) {
+        self.nodes[index].process.as_ref().expect("a node that runs is paused").signal(Signal::SIGSTOP);
+    }
+
+    /// Wakes a paused control node.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn resume_node(&self, index: usize) {
+        self.nodes[index].process.as_ref().expect("a node that runs is woken").signal(Signal::SIGCONT);
+    }
+
+    /// A client of all nodes.
+    pub fn client(&self) -> Client {
+        self.client_of(&(0..self.nodes.len()).collect::<Vec<_>>())
+    }
+
+    /// A client of some nodes.
+    ///
+    /// # Panics
+    /// If none is named.
+    pub fn client_of(&self, nodes: &[usize]) -> Client {
+        let servers = nodes.iter().map(|index| self.nodes[*index].api.clone());
+        Client::builder()
+            .servers(servers)
+            .deadline(Duration::from_secs(20))
+            .build()
+            .expect("addresses are good")
+    }
+
+    /// Waits until a leader is known to all running nodes, and all running agents are registered and connected to
+    /// every one of them.
+    pub async fn wait_ready(&self) {
+        self.wait_leader().await;
+        let agents = self.agents.iter().filter(|agent| agent.process.is_some()).count();
+        for index in self.running() {
+            let client = self.client_of(&[index]);
+            eventually("all agents are ready and connected", || async {
+                let list = client.list_agents(v1::ReadOptions::default()).await.map_err(|e| e.to_string())?;
+                let ready = |agent: &&v1::Agent| agent.connected && agent.status() == v1::AgentStatus::Ready;
+                let found = list.agents.iter().filter(ready).count();
+                if found >= agents { Ok(()) } else { Err(format!("{found} of {agents}, seen by n{index}")) }
+            })
+            .await;
+        }
+    }
+
+    /// The nodes whose processes run.
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|index| self.nodes[*index].process.is_some()).collect()
+    }
+
+    /// Waits until all running nodes know one and the same leader, which runs; its index.
+    pub async fn wait_leader(&self) -> usize {
+        let running = self.running();
+        self.wait_leader_among(&running).await
+    }
+
+    /// Waits until these nodes know one and the same leader, which is one of them; its index.
+    pub async fn wait_leader_among(&self, among: &[usize]) -> usize {
+        eventually("a leader", || async {
+            let mut leaders = Vec::new();
+            for index in among {
+                let client = self.client_of(&[*index]).with_deadline(Duration::from_secs(2));
+                leaders.push(client.status().await.map_err(|error| error.to_string())?.leader);
+            }
+            let leader = among.iter().find(|index| self.nodes[**index].name == leaders[0]);
+            match leader {
+                Some(leader) if leaders.iter().all(|name| *name == leaders[0]) => Ok(*leader),
+                _ => Err(format!("leaders are {leaders:?}")),
+            }
+        })
+        .await
+    }
+
+    /// A running node that does not lead.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub async fn follower(&self) -> usize {
+        let leader = self.wait_leader().await;
+        self.running().into_iter().find(|index| *index != leader).expect("a cluster has followers")
+    }
+
+    /// Waits until all running nodes are at one revision, and asserts that their digests are equal; the capacity that
+    /// all of them see.
+    pub async fn wait_identical(&self) -> v1::GetCapacityResponse {
+        let views = eventually("all nodes are at one revision", || async {
+            let mut views = Vec::new();
+            for index in self.running() {
+                let local = v1::ReadOptions { consistency: v1::Consistency::Local.into(), min_revision: 0 };
+                let client = self.client_of(&[index]);
+                views.push(client.capacity(local).await.map_err(|error| error.to_string())?);
+            }
+            let revisions: Vec<_> = views.iter().map(|view| view.revision).collect();
+            if revisions.iter().all(|revision| *revision == revisions[0]) {
+                Ok(views)
+            } else {
+                Err(format!("revisions are {revisions:?}"))
+            }
+        })
+        .await;
+        for view in &views {
+            assert_eq!(
+                view.state_digest, views[0].state_digest,
+                "state digests at revision {}",
+                view.revision
+            );
+            assert_eq!(view.history_digest, views[0].history_digest, "history digests at {}", view.revision);
+            assert_eq!(view.total, views[0].total);
+            assert_eq!(view.allocated, views[0].allocated);
+        }
+        views.into_iter().next().expect("some node runs")
+    }
+
+    /// Waits until a sandbox is in a phase; its record.
+    pub async fn wait_phase(&self, sandbox_id: &str, phase: v1::Phase) -> v1::Sandbox {
+        let client = self.client();
+        eventually(&format!("sandbox {sandbox_id} is {}", phase.as_str_name()), || async {
+            let sandbox = get(&client, sandbox_id).await.map_err(|error| error.to_string())?;
+            let found = sandbox.as_ref().map_or(v1::Phase::Gone, v1::Sandbox::phase);
+            if found == phase {
+                Ok(sandbox.unwrap_or_default())
+            } else {
+                let why = sandbox.map(|sandbox| sandbox.reason).unwrap_or_default();
+                Err(format!("it is {} {why}", found.as_str_name()))
+            }
+        })
+        .await
+    }
+
+    /// Terminates everything, and waits until it is gone from the state.
+    pub async fn terminate_all(&self) {
+        let client = self.client();
+        eventually("everything is gone", || async {
+            let list =
+                client.list(v1::ListSandboxesRequest::default()).await.map_err(|error| error.to_string())?;
+            for sandbox in &list.sandboxes {
+                if sandbox.phase() != v1::Phase::Terminating {
+                    let request = v1::TerminateSandboxRequest {
+                        r#ref: Some(by_id(&sandbox.sandbox_id)),
+                        ..v1::TerminateSandboxRequest::default()
+                    };
+                    client.terminate(request).await.map_err(|error| error.to_string())?;
+                }
+            }
+            if list.sandboxes.is_empty() { Ok(()) } else { Err(format!("{} are left", list.sandboxes.len())) }
+        })
+        .await;
+    }
+}
+
+/// A sandbox by its id; None if it is not in the state.
+///
+/// # Errors
+/// If no node answers.
+pub async fn get(client: &Client, sandbox_id: &str) -> Result<Option<v1::Sandbox>, ClientError> {
+    let request = v1::GetSandboxRequest { r#ref: Some(by_id(sandbox_id)), read: None };
+    match client.get(request).await {
+        Ok(response) => Ok(response.sandbox),
+        Err(error) if error.code() == Some(sandkeeper_client::Code::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Names a sandbox by its id.
+pub fn by_id(sandbox_id: &str) -> v1::SandboxRef {
+    v1::SandboxRef { sandbox_id: sandbox_id.to_owned(), ..v1::SandboxRef::default() }
+}
+
+/// Names a sandbox of the default namespace.
+pub fn by_name(name: &str) -> v1::SandboxRef {
+    v1::SandboxRef { name: name.to_owned(), ..v1::SandboxRef::default() }
+}
+
+/// A request for a sandbox that runs a shell script.
+pub fn shell(name: &str, script: &str) -> v1::CreateSandboxRequest {
+    v1::CreateSandboxRequest {
+        name: name.to_owned(),
+        command: vec!["sh".into(), "-c".into(), script.into()],
+        ..v1::CreateSandboxRequest::default()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for agent in &mut self.agents {
+            agent.process = None;
+        }
+        for node in &mut self.nodes {
+            node.process = None;
+        }
+        let Some(folder) = self.folder.take() else { return };
+        kill_shims(folder.path());
+        if std::thread::panicking() {
+            let kept = folder.keep();
+            eprintln!("the cluster's logs and data are kept in {}", kept.display());
+        }
+    }
+}
+
+/// Kills what the agents left running, which is their duty: whatever names a path in the test's folder.
+fn kill_shims(folder: &Path) {
+    let folder = folder.to_string_lossy().into_owned();
+    let patience = std::time::Instant::now();
+    while patience.elapsed() < LONG {
+        let Ok(processes) = std::fs::read_dir("/proc") else { return };
+        let left = processes
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| {
+                let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
+                let text = [read("cmdline"), read("environ")].concat();
+                crate::alive(*pid) && String::from_utf8_lossy(&text).contains(&folder) && *pid != own_pid()
+            });
+        let left: Vec<_> = left.collect();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            // It may be gone by now.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn own_pid() -> i32 {
+    std::process::id().cast_signed()
+}
+
+/// Ports that are free now, and not in the range from which the kernel gives ports to clients.
+fn free_ports(count: usize) -> Vec<u16> {
+    let mut ports = Vec::new();
+    let mut held = Vec::new();
+    // Tests run side by side in one process and in several: a random start keeps them apart.
+    let seed = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |now| now.subsec_nanos());
+    let mut port = 10_000 + u16::try_from((seed ^ std::process::id().rotate_left(7)) % 20_000).unwrap_or(0);
+    while ports.len() < count {
+        port = if port >= 32_000 { 10_000 } else { port + 1 };
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            held.push(listener);
+            ports.push(port);
+        }
+    }
+    ports
+}

@@ -1,0 +1,185 @@
+//! Sessions: one with every control node, always. They only carry: what is said is the loop's affair.
+
+mod connections;
+mod directory;
+mod dialog;
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use sandkeeper_proto::v1;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::dialog::End;
+use crate::config::{AgentConfig, Capacity};
+use crate::ledger::Incarnation;
+use crate::mailbox::Message;
+use crate::wire;
+
+pub(crate) use connections::{Connections, Lease, STREAMS_PER_CONNECTION};
+pub(crate) use directory::Directory;
+
+/// The first and the longest pause between two attempts to reach a control node.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often it is looked whether an address lacks a session.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// The pause before an address is tried again that leads to a node which has a session already.
+const SAME_NODE_PAUSE: Duration = Duration::from_secs(30);
+
+/// What sessions say about the agent and the loop changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The cluster, once known.
+    pub(crate) cluster_id: String,
+    /// The highest term seen.
+    pub(crate) term: u64,
+    /// What its sandboxes hold.
+    pub(crate) used: Capacity,
+}
+
+/// What all sessions of one agent share.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    hello: v1::Hello,
+    heartbeat_interval: Duration,
+    standing: watch::Receiver<Standing>,
+    mailbox: mpsc::Sender<Message>,
+    connections: Arc<Connections>,
+    directory: Directory,
+    /// The number of the last session. Numbers grow over all nodes, so the newest session with a node is the one with
+    /// the highest number, also when two addresses lead to one node.
+    last: AtomicU64,
+    /// Which session a node has, by the name that it gave.
+    nodes: Mutex<HashMap<String, u64>>,
+}
+
+impl Sessions {
+    pub(crate) fn new(
+        config: &AgentConfig,
+        incarnation: &Incarnation,
+        standing: watch::Receiver<Standing>,
+        mailbox: mpsc::Sender<Message>,
+        connections: Arc<Connections>,
+        directory: Directory,
+    ) -> Self {
+        let hello = v1::Hello {
+            agent_id: config.agent_id.clone(),
+            incarnation: Some(wire::incarnation(incarnation)),
+            capacity: Some(wire::capacity(config.capacity)),
+            labels: config.labels.clone(),
+            pool: config.pool.clone(),
+            runtime: config.runtime.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: config.host.clone(),
+            ..v1::Hello::default()
+        };
+        Self {
+            hello,
+            heartbeat_interval: config.heartbeat_interval,
+            standing,
+            mailbox,
+            connections,
+            directory,
+            last: AtomicU64::new(0),
+            nodes: Mutex::default(),
+        }
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hello(&self, session: u64) -> v1::Hello {
+        let standing = self.standing.borrow();
+        v1::Hello { session, cluster_id: standing.cluster_id.clone(), term: standing.term, ..self.hello.clone() }
+    }
+}
+
+/// Keeps a session with every address of the directory, until `token` is cancelled; then ends them all.
+pub(crate) async fn keep(sessions: Arc<Sessions>, token: CancellationToken) {
+    let mut addresses = sessions.directory.subscribe();
+    let mut running = JoinSet::new();
+    let mut keepers: BTreeMap<SocketAddr, tokio::task::AbortHandle> = BTreeMap::new();
+    while !token.is_cancelled() {
+        keepers.retain(|_, keeper| !keeper.is_finished());
+        let wanted = addresses.borrow_and_update().clone();
+        for address in wanted {
+            keepers
+                .entry(address)
+                .or_insert_with(|| running.spawn(keep_one(Arc::clone(&sessions), address, token.clone())));
+        }
+        tokio::select! {
+            () = token.cancelled() => {}
+            changed = addresses.changed() => {
+                if changed.is_err() {
+                    token.cancelled().await;
+                }
+            }
+            Some(ended) = running.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "the keeper of a session failed");
+                }
+            }
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+        }
+    }
+    while running.join_next().await.is_some() {}
+}
+
+/// Keeps a session with one address, as long as the directory has it.
+async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: CancellationToken) {
+    let pauses = || {
+        ExponentialBuilder::default()
+            .with_jitter()
+            .with_min_delay(FIRST_PAUSE)
+            .with_max_delay(LONGEST_PAUSE)
+            .without_max_times()
+            .build()
+    };
+    let mut backoff = pauses();
+    let mut failures = 0u32;
+    while !token.is_cancelled() && sessions.directory.has(address) {
+        let number = sessions.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let end = dialog::run(&sessions, address, number, &token).await;
+        sessions.nodes().retain(|_, session| *session != number);
+        let mut next_pause = || backoff.next().unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
+        let pause = match end {
+            End::Cancelled => return,
+            End::NotReached(error) => {
+                failures += 1;
+                if failures == 1 {
+                    tracing::warn!(server = %address, error, "control node is not reached; trying on");
+                }
+                next_pause()
+            }
+            End::Lost(error) => {
+                tracing::warn!(server = %address, session = number, error, "session lost");
+                failures = 0;
+                backoff = pauses();
+                backoff.next().unwrap_or(FIRST_PAUSE)
+            }
+            End::Goodbye { reason, retry_after } => {
+                tracing::info!(server = %address, session = number, reason, "the control node ended the session");
+                failures = 0;
+                backoff = pauses();
+                retry_after.max(backoff.next().unwrap_or(FIRST_PAUSE))
+            }
+            End::SameNode(node) => {
+                tracing::info!(server = %address, node, "this address leads to a node that has a session already");
+                SAME_NODE_PAUSE
+            }
+        };
+        sessions.directory.look_up_now();
+        tokio::select! {
+            () = token.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `AgentService`: where agents dial in.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::stream::{BoxStream, StreamExt};
+use sandkeeper_proto::v1::{self, agent_service_server::AgentService};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::info;
+
+use super::session::{self, goodbye};
+use super::{Dirty, OUTBOX, Session, Sessions, wire};
+use crate::commands::Commands;
+use crate::decider::LeaderKnowledge;
+use crate::metrics::Metrics;
+use crate::raft::LeaderTerm;
+use crate::raft::replica::Replica;
+
+/// How long an agent may take to say hello, and a new cluster to be created.
+const HELLO: Duration = Duration::from_secs(10);
+
+/// Everything that sessions need of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct AgentGate {
+    /// The sessions of this node.
+    pub sessions: Sessions,
+    /// Where registrations and reports go.
+    pub commands: Commands,
+    /// The term in which this node leads, once it has applied an entry of it.
+    pub leads: watch::Receiver<Option<LeaderTerm>>,
+    /// What this node has applied.
+    pub replica: Replica,
+    /// What placement may use beyond the state.
+    pub knowledge: LeaderKnowledge,
+    /// Counted here: calls to agents.
+    pub metrics: Arc<Metrics>,
+    /// The name of this node.
+    pub node: String,
+    /// How long something unknown may stay on an agent.
+    pub orphan_grace: Duration,
+    /// Ends all sessions.
+    pub stop: CancellationToken,
+    /// Owns the sessions' tasks.
+    pub tasks: TaskTracker,
+}
+
+type Outbound = BoxStream<'static, Result<v1::ServerMessage, Status>>;
+
+#[tonic::async_trait]
+impl AgentService for AgentGate {
+    type ConnectStream = Outbound;
+    type TunnelStream = BoxStream<'static, Result<v1::TunnelDown, Status>>;
+
+    async fn connect(&self, request: Request<Streaming<v1::AgentMessage>>) -> Result<Response<Outbound>, Status> {
+        let peer = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
+        let mut inbound = request.into_inner();
+        let hello = match timeout(HELLO, inbound.message()).await {
+            Ok(message) => message?.and_then(|message| message.body),
+            Err(_) => return Err(Status::deadline_exceeded("no hello came")),
+        };
+        let Some(v1::agent_message::Body::Hello(hello)) = hello else {
+            return Err(Status::invalid_argument("the first message of a session is the agent's hello"));
+        };
+        let spec = wire::agent_spec(&hello).map_err(Status::invalid_argument)?;
+        let Ok(view) =
+            self.replica.wait_for(Instant::now() + HELLO, |view| view.state.cluster().is_some()).await
+        else {
+            return Err(Status::unavailable("the cluster has not been created yet: try again"));
+        };
+        let cluster_id = view.state.cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default();
+        let (outbox, receiver) = mpsc::channel(OUTBOX);
+        let outbound = ReceiverStream::new(receiver).boxed();
+        if !hello.cluster_id.is_empty() && hello.cluster_id != cluster_id {
+            let reason = format!(
+                "this agent belongs to cluster {}, and this is cluster {cluster_id}: point it at its own control \
+                 nodes, or give it a new data directory",
+                hello.cluster_id
+            );
+            // The channel is new and has room.
+            let _ = outbox.try_send(Ok(goodbye(&reason, true)));
+            return Ok(Response::new(outbound));
+        }
+        let connection_id = format!("{}-{}", spec.agent_id, peer.replace(['.', ':'], "-"));
+        let welcome = v1::Welcome { cluster_id, node: self.node.clone(), connection_id: connection_id.clone() };
+        let welcome = v1::ServerMessage {
+            body: Some(v1::server_message::Body::Welcome(welcome)),
+            ..v1::ServerMessage::default()
+        };
+        // The channel is new and has room.
+        let _ = outbox.try_send(Ok(welcome));
+        info!(agent = %spec.agent_id, incarnation = %spec.incarnation, %peer, "a session begins");
+        let session = Arc::new(Session {
+            spec,
+            number: hello.session,
+            connection_id,
+            outbox,
+            dirty: Dirty::default(),
+            ended: CancellationToken::new(),
+            heard: Mutex::new(Instant::now()),
+        });
+        self.sessions.enter(Arc::clone(&session));
+        let gate = self.clone();
+        self.tasks.spawn(async move {
+            session::run(Arc::clone(&session), inbound, gate.clone()).await;
+            gate.sessions.leave(&session);
+        });
+        Ok(Response::new(outbound))
+    }
+
+    async fn tunnel(
+        &self,
+        request: Request<Streaming<v1::TunnelUp>>,
+    ) -> Result<Response<Self::TunnelStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = timeout(HELLO, inbound.message()).await;
+        let Ok(Some(first)) = first.map_err(|_| Status::deadline_exceeded("the tunnel stays silent"))? else {
+            return Err(Status::invalid_argument("the first message of a tunnel names it"));
+        };
+        let Some(chunks) = self.sessions.tunnels.dialled(&first.tunnel_id) else {
+            return Err(Status::not_found("nobody waits for this tunnel"));
+        };
+        let (end, ended) = mpsc::channel::<Result<v1::TunnelDown, Status>>(1);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let mut message = Some(first);
+            while let Some(v1::TunnelUp { data, error, .. }) = message.take() {
+                let failed = !error.is_empty();
+                let chunk = if failed { Err(error) } else { Ok(data) };
+                let empty = matches!(&chunk, Ok(data) if data.is_empty());
+                if (!empty && chunks.send(chunk).await.is_err()) || failed {
+                    break;
+                }
+                message = tokio::select! {
+                    () = stop.cancelled() => None,
+                    () = chunks.closed() => None,
+                    next = inbound.message() => match next {
+                        Ok(next) => next,
+                        Err(status) => {
+                            // If the caller has gone there is nobody to tell.
+                            let _ = chunks.send(Err(format!("the agent's tunnel broke: {}", status.message()))).await;
+                            None
+                        }
+                    },
+                };
+            }
+            drop(end); // ends the agent's half
+        });
+        Ok(Response::new(ReceiverStream::new(ended).boxed()))
+    }
+}

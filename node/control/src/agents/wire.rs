@@ -1,0 +1,59 @@
+//! The agents' wire types and the core's.
+
+use sandkeeper_proto::v1;
+use sandkeeper_statemachine::{AgentSpec, Capacity, Incarnation, InvalidName, Label, SandboxId};
+use uuid::Uuid;
+
+use crate::applier::Actual;
+
+/// What a hello says of an agent.
+pub(crate) fn agent_spec(hello: &v1::Hello) -> Result<AgentSpec, String> {
+    let incarnation = hello.incarnation.as_ref().ok_or("hello.incarnation is missing")?;
+    let capacity = hello.capacity.unwrap_or_default();
+    let pool = if hello.pool.is_empty() { Label::default_name() } else { named("hello.pool", hello.pool.parse())? };
+    Ok(AgentSpec {
+        agent_id: named("hello.agent_id", hello.agent_id.parse())?,
+        incarnation: Incarnation {
+            ledger: Uuid::try_parse(&incarnation.ledger_id)
+                .map_err(|_| "hello.incarnation.ledger_id is not a UUID".to_owned())?,
+            start: incarnation.start,
+        },
+        capacity: Capacity {
+            slots: capacity.slots,
+            cpu_millis: capacity.cpu_millis,
+            memory_bytes: capacity.memory_bytes,
+        },
+        labels: hello.labels.clone(),
+        pool,
+        runtime: hello.runtime.clone(),
+        version: hello.version.clone(),
+        host: hello.host.clone(),
+    })
+}
+
+fn named<T>(field: &str, parsed: Result<T, InvalidName>) -> Result<T, String> {
+    parsed.map_err(|error| format!("{field}: {error}"))
+}
+
+pub(crate) fn incarnation(incarnation: Incarnation) -> v1::Incarnation {
+    v1::Incarnation { ledger_id: incarnation.ledger.to_string(), start: incarnation.start }
+}
+
+/// What a report says; `None` inside: that it is not there. `Err`: it is not a report that an agent of ours makes.
+pub(crate) fn actual(report: &v1::SandboxReport) -> Result<(SandboxId, Option<Actual>), String> {
+    let id = report.sandbox_id.parse().map_err(|error| format!("report.sandbox_id: {error}"))?;
+    let reason = || report.reason.clone();
+    let actual = match report.state() {
+        v1::SandboxState::Creating => Some(Actual::Creating),
+        v1::SandboxState::Running => Some(Actual::Running { endpoints: report.endpoints.clone() }),
+        v1::SandboxState::Stopping => Some(Actual::Stopping),
+        v1::SandboxState::Exited => {
+            let (exit_code, expired) = (report.exit_code, report.expired);
+            Some(Actual::Exited { exit_code, reason: reason(), expired })
+        }
+        v1::SandboxState::Failed => Some(Actual::Failed { reason: reason() }),
+        v1::SandboxState::Absent => None,
+        v1::SandboxState::Unspecified => return Err("report.state is not set".into()),
+    };
+    Ok((id, actual))
+}

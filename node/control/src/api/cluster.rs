@@ -1,0 +1,291 @@
+//! `ClusterService`: the control nodes themselves.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use sandkeeper_proto::internal::DigestRequest;
+use sandkeeper_proto::v1;
+use sandkeeper_proto::v1::cluster_service_server::ClusterService;
+use sandkeeper_statemachine::{Digest, Revision};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Code, Request, Response, Status};
+
+use super::Api;
+use super::call::{Call, DEFAULT_DEADLINE};
+use super::convert::invalid;
+use super::status::{Problem, membership, rejected, unavailable};
+use crate::history::Digests;
+use crate::raft::node::{MemberStatus, NodeStatus, Role};
+
+/// A membership change includes that a node catches up, and a snapshot that it is written.
+const ADMIN_DEADLINE: Duration = Duration::from_mins(2);
+/// How often it is looked whether a snapshot is there: openraft tells nobody.
+const SNAPSHOT_LOOK: Duration = Duration::from_millis(50);
+/// One comparison of the digests; a node that is far behind may need the next one.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the digests are compared at a new revision, when a node no longer knows those of the last.
+const COMPARISONS: usize = 8;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Api {
+    fn members(&self) -> Vec<v1::Member> {
+        let status = self.parts().raft.status();
+        status.members.iter().map(|member| tell_member(member, &status)).collect()
+    }
+
+    /// Waits until a snapshot contains everything that is applied now.
+    async fn snapshot(&self, deadline: Instant) -> Result<u64, Status> {
+        let raft = &self.parts().raft;
+        let wanted = raft.status().applied.map(|id| id.index());
+        raft.trigger_snapshot().await.map_err(|error| membership(&error))?;
+        loop {
+            let reached = raft.status().snapshot.map(|id| id.index());
+            if reached.is_some() && reached >= wanted {
+                return Ok(reached.unwrap_or(0));
+            }
+            if Instant::now() >= deadline {
+                let text = "the snapshot is not written yet; it goes on";
+                return Err(Problem::new(Code::DeadlineExceeded, "SNAPSHOT_NOT_READY", text).status());
+            }
+            sleep(SNAPSHOT_LOOK).await;
+        }
+    }
+
+    /// Asks all members for their digests at one revision.
+    async fn compare(&self, revision: Revision, deadline: Instant) -> Vec<v1::verify_response::Node> {
+        let status = self.parts().raft.status();
+        join_all(status.members.iter().map(|member| async {
+            let digests = if member.node_id == status.node_id {
+                self.own_digests(revision, deadline).await
+            } else {
+                self.digests_of(member, revision, deadline).await
+            };
+            tell_digests(member.member.name.clone(), digests)
+        }))
+        .await
+    }
+
+    async fn own_digests(&self, revision: Revision, deadline: Instant) -> Result<Digests, String> {
+        let raft = &self.parts().raft;
+        raft.replica().wait_revision(revision, deadline).await.map_err(|error| error.to_string())?;
+        raft.history()
+            .digests_at(revision)
+            .ok_or_else(|| format!("the digests at revision {revision} are not known any more"))
+    }
+
+    async fn digests_of(
+        &self,
+        member: &MemberStatus,
+        revision: Revision,
+        deadline: Instant,
+    ) -> Result<Digests, String> {
+        let peers = self.parts().raft.peers();
+        let mut client = peers
+            .client(&member.member.peer_address, Some(member.node_id))
+            .map_err(|error| error.to_string())?;
+        let answer = timeout_at(deadline, client.digest(DigestRequest { revision })).await;
+        let answer = match answer {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => return Err(status.message().to_owned()),
+            Err(_) => return Err("no answer in time".to_owned()),
+        };
+        let digest = |bytes: &[u8]| bytes.try_into().map(Digest).map_err(|_| "it sent no digest".to_owned());
+        Ok(Digests {
+            revision: answer.revision,
+            history: digest(&answer.history_digest)?,
+            state: digest(&answer.state_digest)?,
+        })
+    }
+}
+
+fn tell_member(member: &MemberStatus, status: &NodeStatus) -> v1::Member {
+    let role = if member.voter { v1::MemberRole::Voter } else { v1::MemberRole::Learner };
+    v1::Member {
+        node_id: member.node_id.to_string(),
+        name: member.member.name.clone(),
+        peer_address: member.member.peer_address.clone(),
+        api_address: member.member.api_address.clone(),
+        role: role.into(),
+        leader: status.leader == Some(member.node_id),
+    }
+}
+
+fn tell_digests(name: String, digests: Result<Digests, String>) -> v1::verify_response::Node {
+    match digests {
+        Ok(digests) => v1::verify_response::Node {
+            name,
+            revision: digests.revision,
+            history_digest: digests.history.to_string(),
+            state_digest: digests.state.to_string(),
+            error: String::new(),
+        },
+        Err(error) => v1::verify_response::Node { name, error, ..Default::default() },
+    }
+}
+
+/// Whether all nodes answered, at this revision, with the same digests.
+fn identical(nodes: &[v1::verify_response::Node], revision: Revision) -> bool {
+    let digests = |node: &v1::verify_response::Node| (node.history_digest.clone(), node.state_digest.clone());
+    let first = nodes.first().map(digests);
+    let same = |node: &v1::verify_response::Node| {
+        node.error.is_empty() && node.revision == revision && Some(digests(node)) == first
+    };
+    !nodes.is_empty() && nodes.iter().all(same)
+}
+
+/// Whether two nodes answered differently: which no repetition mends.
+fn differ(nodes: &[v1::verify_response::Node]) -> bool {
+    let mut answered = nodes.iter().filter(|node| node.error.is_empty());
+    let Some(first) = answered.next() else { return false };
+    answered.any(|node| {
+        node.revision == first.revision
+            && (node.history_digest != first.history_digest || node.state_digest != first.state_digest)
+    })
+}
+
+fn state_name(status: &NodeStatus, stopping: bool) -> &'static str {
+    match status.role {
+        _ if stopping => "stopping",
+        Role::Stopped => "stopping",
+        // Nobody has told it yet who belongs to the cluster.
+        Role::Learner if status.members.is_empty() => "starting",
+        Role::Learner => "learner",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Leader => "leader",
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Api {
+    async fn get_status(&self, _request: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
+        let parts = self.parts();
+        let status = parts.raft.status();
+        let leader = status.members.iter().find(|member| Some(member.node_id) == status.leader);
+        let index = |id: Option<crate::raft::types::LogId>| id.map_or(0, |id| id.index());
+        let version = parts.raft.replica().state().cluster().map_or(0, |cluster| cluster.version.into());
+        Ok(Response::new(v1::GetStatusResponse {
+            header: Some(self.header_at(status.digests.revision, false)),
+            cluster_id: status.cluster_id.clone().unwrap_or_default(),
+            node_id: status.node_id.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: state_name(&status, parts.stop.is_cancelled()).to_owned(),
+            term: status.term,
+            leader: leader.map(|member| member.member.name.clone()).unwrap_or_default(),
+            leader_address: leader.map(|member| member.member.api_address.clone()).unwrap_or_default(),
+            last_log_index: status.last_log_index.unwrap_or(0),
+            applied_index: index(status.applied),
+            snapshot_index: index(status.snapshot),
+            purged_index: index(status.purged),
+            oldest_revision: status.oldest_revision,
+            history_digest: status.digests.history.to_string(),
+            state_digest: status.digests.state.to_string(),
+            cluster_version: version,
+            members: status.members.iter().map(|member| tell_member(member, &status)).collect(),
+            agents_connected: parts.sessions.count() as u64,
+            uptime_seconds: self.inner.started.elapsed().as_secs(),
+        }))
+    }
+
+    async fn list_members(&self, request: Request<v1::ListMembersRequest>) -> Answer<v1::ListMembersResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        // After a read index this node's log holds every membership that was acknowledged.
+        let read = self.read(request.into_inner().read, call.deadline).await?;
+        let members = self.members();
+        Ok(Response::new(v1::ListMembersResponse { header: Some(self.header(&read)), members }))
+    }
+
+    async fn add_member(&self, request: Request<v1::AddMemberRequest>) -> Answer<v1::AddMemberResponse> {
+        let call = Call::of(&request, ADMIN_DEADLINE)?;
+        let address = request.into_inner().peer_address;
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(port)) if port > 0) {
+            return Err(rejected(&invalid("peer_address", "must be host:port")));
+        }
+        let added = self.unless_stopped(self.parts().raft.add_member(&address, call.deadline)).await?;
+        added.map_err(|error| membership(&error))?;
+        self.read(None, call.deadline).await?;
+        Ok(Response::new(v1::AddMemberResponse { members: self.members() }))
+    }
+
+    async fn remove_member(&self, request: Request<v1::RemoveMemberRequest>) -> Answer<v1::RemoveMemberResponse> {
+        let call = Call::of(&request, ADMIN_DEADLINE)?;
+        let member = request.into_inner().member;
+        if member.is_empty() {
+            return Err(rejected(&invalid("member", "must be the name or the node id of a member")));
+        }
+        let removed = self.unless_stopped(self.parts().raft.remove_member(&member, call.deadline)).await?;
+        removed.map_err(|error| membership(&error))?;
+        // Not behind a read index: this node may be the one that was removed.
+        let members = self.members();
+        let gone = |other: &v1::Member| other.name != member && other.node_id != member;
+        Ok(Response::new(v1::RemoveMemberResponse { members: members.into_iter().filter(gone).collect() }))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<v1::TransferLeadershipRequest>,
+    ) -> Answer<v1::TransferLeadershipResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        let to = request.into_inner().to;
+        let raft = &self.parts().raft;
+        let to = (!to.is_empty()).then_some(to.as_str());
+        let transferred = self.unless_stopped(raft.transfer_leader(to, call.deadline)).await?;
+        transferred.map_err(|error| membership(&error))?;
+        // A read index is given by the new leader only, and tells this node who that is.
+        self.read(None, call.deadline).await?;
+        let leader = raft.leader().map(|(_, member)| member.name);
+        let leader = leader.ok_or_else(|| unavailable("leadership was handed over, and is moving on"))?;
+        Ok(Response::new(v1::TransferLeadershipResponse { leader }))
+    }
+
+    async fn trigger_snapshot(
+        &self,
+        request: Request<v1::TriggerSnapshotRequest>,
+    ) -> Answer<v1::TriggerSnapshotResponse> {
+        let call = Call::of(&request, ADMIN_DEADLINE)?;
+        let snapshot_index = self.unless_stopped(self.snapshot(call.deadline)).await??;
+        Ok(Response::new(v1::TriggerSnapshotResponse { snapshot_index }))
+    }
+
+    async fn verify(&self, request: Request<v1::VerifyRequest>) -> Answer<v1::VerifyResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        let mut last = None;
+        for _ in 0..COMPARISONS {
+            let read = self.read(None, call.deadline).await?;
+            let revision = read.state.revision();
+            let deadline = call.deadline.min(Instant::now() + COMPARE_TIMEOUT);
+            let nodes = self.unless_stopped(self.compare(revision, deadline)).await?;
+            let identical = identical(&nodes, revision);
+            let done = identical || differ(&nodes) || Instant::now() >= call.deadline;
+            last = Some(v1::VerifyResponse { revision, identical, nodes });
+            if done {
+                break;
+            }
+        }
+        last.map(Response::new).ok_or_else(|| unavailable("no comparison was possible"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(revision: Revision, digest: u8) -> v1::verify_response::Node {
+        let digest = Digest([digest; 32]);
+        tell_digests("n".into(), Ok(Digests { revision, history: digest, state: digest }))
+    }
+
+    #[test]
+    fn only_equal_digests_of_all_at_one_revision_are_identical() {
+        let unreachable = || tell_digests("n".into(), Err("no answer in time".into()));
+        assert!(identical(&[node(5, 1), node(5, 1)], 5));
+        assert!(!identical(&[node(5, 1), node(6, 1)], 5));
+        assert!(!identical(&[node(5, 1), node(5, 2)], 5));
+        assert!(!identical(&[node(5, 1), unreachable()], 5));
+        assert!(!identical(&[], 5));
+        assert!(differ(&[node(5, 1), unreachable(), node(5, 2)]));
+        assert!(!differ(&[node(5, 1), unreachable(), node(5, 1)]));
+    }
+}

@@ -1,0 +1,143 @@
+//! Events, and which of them are wanted.
+
+use sandkeeper_proto::v1;
+use sandkeeper_statemachine::{AgentId, Event, EventKind, Label, Rejection, Revision, SandboxId, Timestamp};
+
+use super::{Fields, sandbox};
+
+/// Which events are wanted: those that match all that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub namespace: Option<Label>,
+    pub name: Option<Label>,
+    pub sandbox: Option<SandboxId>,
+    pub agent: Option<AgentId>,
+    pub types: Vec<v1::EventType>,
+}
+
+/// Reads a filter.
+///
+/// # Errors
+/// Every violation.
+pub(crate) fn filter(wire: Option<&v1::EventFilter>) -> Result<Filter, Rejection> {
+    let Some(wire) = wire else { return Ok(Filter::default()) };
+    let mut fields = Fields::default();
+    let mut types = Vec::new();
+    for value in &wire.types {
+        match fields.enum_value("filter.types", *value) {
+            Some(v1::EventType::Unspecified) => fields.refuse("filter.types", "must be types of events"),
+            Some(kind) if !types.contains(&kind) => types.push(kind),
+            _ => {}
+        }
+    }
+    let filter = Filter {
+        namespace: given(&mut fields, "filter.namespace", &wire.namespace),
+        name: given(&mut fields, "filter.name", &wire.name),
+        sandbox: given(&mut fields, "filter.sandbox_id", &wire.sandbox_id),
+        agent: given(&mut fields, "filter.agent_id", &wire.agent_id),
+        types,
+    };
+    fields.done()?;
+    Ok(filter)
+}
+
+fn given<T: std::str::FromStr<Err: std::fmt::Display>>(fields: &mut Fields, field: &str, text: &str) -> Option<T> {
+    if text.is_empty() { None } else { fields.parsed(field, text) }
+}
+
+impl Filter {
+    /// Reads the filter of a list, which has to say whose history is wanted.
+    ///
+    /// # Errors
+    /// Every violation.
+    pub(crate) fn of_list(wire: Option<&v1::EventFilter>) -> Result<Self, Rejection> {
+        let mut filter = filter(wire)?;
+        let nothing = filter.sandbox.is_none() && filter.agent.is_none() && filter.namespace.is_none();
+        if nothing && filter.name.is_none() {
+            let whose = "must say whose history: sandbox_id, namespace and name, agent_id, or namespace";
+            return Err(super::invalid("filter", whose));
+        }
+        if filter.name.is_some() {
+            filter.namespace.get_or_insert_with(Label::default_name);
+        }
+        Ok(filter)
+    }
+
+    /// Whether an event is wanted.
+    pub(crate) fn matches(&self, event: &Event) -> bool {
+        let subject = &event.header.subject;
+        let named = subject.sandbox.as_ref();
+        let is = |wanted: bool, found: Option<bool>| !wanted || found == Some(true);
+        is(self.sandbox.is_some(), named.map(|(id, _)| self.sandbox.as_ref() == Some(id)))
+            && is(self.namespace.is_some(), named.map(|(_, name)| self.namespace.as_ref() == Some(&name.namespace)))
+            && is(self.name.is_some(), named.map(|(_, name)| self.name.as_ref() == Some(&name.name)))
+            && is(self.agent.is_some(), Some(self.agent == subject.agent))
+            && (self.types.is_empty() || self.types.contains(&event_type(&event.kind)))
+    }
+}
+
+/// The type of an event, as the wire calls it.
+pub(crate) fn event_type(kind: &EventKind) -> v1::EventType {
+    match kind {
+        EventKind::ClusterCreated { .. } => v1::EventType::ClusterCreated,
+        EventKind::AgentRegistered(_) => v1::EventType::AgentRegistered,
+        EventKind::AgentLost => v1::EventType::AgentLost,
+        EventKind::AgentReturned => v1::EventType::AgentReturned,
+        EventKind::AgentCordoned => v1::EventType::AgentCordoned,
+        EventKind::AgentUncordoned => v1::EventType::AgentUncordoned,
+        EventKind::AgentRemoved { .. } => v1::EventType::AgentRemoved,
+        EventKind::SandboxCreated(_) => v1::EventType::SandboxCreated,
+        EventKind::SandboxAllocated { .. } => v1::EventType::SandboxAllocated,
+        EventKind::SandboxRunning { .. } => v1::EventType::SandboxRunning,
+        EventKind::SandboxFailed { .. } => v1::EventType::SandboxFailed,
+        EventKind::SandboxLost => v1::EventType::SandboxLost,
+        EventKind::SandboxUpdated(_) => v1::EventType::SandboxUpdated,
+        EventKind::SandboxReset => v1::EventType::SandboxReset,
+        EventKind::SandboxTerminating => v1::EventType::SandboxTerminating,
+        EventKind::AllocationReleased { .. } => v1::EventType::AllocationReleased,
+        EventKind::SandboxRemoved { .. } => v1::EventType::SandboxRemoved,
+        EventKind::RequestsPruned { .. } => v1::EventType::RequestsPruned,
+    }
+}
+
+/// The generation that an event is about; 0 if it names none.
+fn generation(kind: &EventKind) -> u64 {
+    match kind {
+        EventKind::SandboxAllocated { generation }
+        | EventKind::SandboxRunning { generation, .. }
+        | EventKind::AllocationReleased { generation } => *generation,
+        EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => released.unwrap_or(0),
+        _ => 0,
+    }
+}
+
+/// An event, as the wire tells it.
+pub(crate) fn event(revision: Revision, time: Timestamp, event: &Event) -> v1::Event {
+    let header = &event.header;
+    let subject = &header.subject;
+    let mut wire = v1::Event {
+        revision,
+        time: time.0,
+        r#type: event_type(&event.kind).into(),
+        actor: header.actor.to_string(),
+        reason: header.reason.clone(),
+        request_id: header.request.as_ref().map(|request| request.id.to_string()).unwrap_or_default(),
+        agent_id: subject.agent.as_ref().map(ToString::to_string).unwrap_or_default(),
+        generation: generation(&event.kind),
+        previous_revision: header.previous,
+        ..v1::Event::default()
+    };
+    if let EventKind::SandboxFailed { exit_code, .. } = &event.kind {
+        wire.exit_code = *exit_code;
+    }
+    if let Some((id, name)) = &subject.sandbox {
+        wire.sandbox_id = id.to_string();
+        wire.namespace = name.namespace.to_string();
+        wire.name = name.name.to_string();
+        if let EventKind::SandboxCreated(created) = &event.kind {
+            let asked = v1::Sandbox { revision, reason: header.reason.clone(), ..sandbox::created(id, created, time) };
+            wire.sandbox = Some(asked);
+        }
+    }
+    wire
+}

@@ -1,0 +1,235 @@
+//! Waiting for a sandbox: until a STRONG create runs, or until a phase is reached. Woken by changes of this replica's
+//! state, never by time.
+
+use sandkeeper_proto::v1;
+use sandkeeper_statemachine::{
+    Phase, Rejection, RequestKey, RequestResult, Revision, Sandbox, SandboxId, SandboxRef, State,
+};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::Api;
+use super::convert::sandbox as convert;
+use super::convert::target::{find, sandbox_ref};
+use super::convert::{Fields, invalid};
+use super::status::{Problem, rejected, shutting_down};
+use crate::raft::replica::WaitError;
+
+/// What has become of a STRONG create.
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    /// It runs, or ran.
+    Ran,
+    /// It failed, and was rolled back.
+    RolledBack(String),
+    /// It failed, and is still there.
+    Failed(String),
+    /// Somebody ended it, or its time was over.
+    Ended,
+}
+
+/// What a state says of a STRONG create; `None`: not yet known.
+fn progress(state: &State, id: &SandboxId, key: &RequestKey) -> Option<Progress> {
+    let Some(sandbox) = state.sandbox(id) else {
+        return Some(match state.request(key).map(|record| &record.result) {
+            Some(RequestResult::RolledBack { reason }) => Progress::RolledBack(reason.clone()),
+            _ => Progress::Ended,
+        });
+    };
+    let status = &sandbox.status;
+    match status.phase {
+        Phase::Running => Some(Progress::Ran),
+        // A short program may be over before this replica's readers saw it run.
+        Phase::Failed | Phase::Terminating | Phase::Lost if status.running_since.is_some() => Some(Progress::Ran),
+        Phase::Failed => Some(Progress::Failed(status.reason.clone())),
+        Phase::Terminating => Some(Progress::Ended),
+        Phase::Pending | Phase::Allocated | Phase::Lost => None,
+    }
+}
+
+impl Api {
+    /// Waits until a sandbox that a STRONG create has made runs. `revision`: of the event that created it.
+    pub(super) async fn until_it_runs(
+        &self,
+        made: &Sandbox,
+        revision: Revision,
+        key: &RequestKey,
+        deadline: Instant,
+    ) -> Result<(v1::Sandbox, Revision), Status> {
+        let id = &made.id;
+        let replica = self.parts().raft.replica();
+        let mut known = None;
+        let wait = replica.wait_for(deadline, |view| {
+            known = if view.revision() < revision { None } else { progress(&view.state, id, key) };
+            known.is_some()
+        });
+        let view = match self.unless_stopped(wait).await? {
+            Ok(view) => view,
+            Err(WaitError::Stopped) => return Err(shutting_down()),
+            Err(WaitError::Timeout { .. }) => {
+                return Err(not_running_yet(replica.state().sandbox(id).unwrap_or(made), key));
+            }
+        };
+        let problem = |reason, text: String| Problem::new(Code::FailedPrecondition, reason, text).with("sandbox_id", id);
+        match known {
+            Some(Progress::Ran) => {
+                let sandbox = view.state.sandbox(id).unwrap_or(made);
+                Ok((convert::sandbox(sandbox, &view.state), view.revision()))
+            }
+            Some(Progress::RolledBack(reason)) => Err(rejected(&Rejection::RolledBack { reason })),
+            Some(Progress::Failed(reason)) => {
+                let text = format!("sandbox {id} failed before it ran: {reason}; reset or terminate it");
+                Err(problem("START_FAILED", text).into())
+            }
+            Some(Progress::Ended) | None => {
+                let text = format!("sandbox {id} was terminated before it was seen running");
+                Err(problem("TERMINATED", text).into())
+            }
+        }
+    }
+
+    /// Waits until a sandbox is in one of the phases, or gone.
+    pub(super) async fn wait(
+        &self,
+        wire: &v1::WaitSandboxRequest,
+        deadline: Instant,
+    ) -> Result<v1::WaitSandboxResponse, Status> {
+        let (wanted, phases) = read_request(wire).map_err(|rejection| rejected(&rejection))?;
+        let read = self.read(None, deadline).await?;
+        let found = match find(&read.state, &wanted) {
+            Ok(found) => Some(found),
+            Err(_) if phases.contains(&v1::Phase::Gone) => leaving(&read.state, &wanted),
+            Err(rejection) => return Err(rejected(&rejection)),
+        };
+        let Some(found) = found else {
+            // What is waited for has come: nothing of that name or id is there.
+            let sandbox = Some(never_seen(&wanted));
+            return Ok(v1::WaitSandboxResponse { header: Some(self.header(&read)), sandbox });
+        };
+        let id = found.id.clone();
+        let mut last = found.clone();
+        let replica = self.parts().raft.replica();
+        let wait = replica.wait_for(deadline, |view| match view.state.sandbox(&id) {
+            // A reader that began after the linearizable read sees nothing older.
+            None => true,
+            Some(now) => {
+                last = now.clone();
+                phases.contains(&convert::phase(now.status.phase))
+            }
+        });
+        match self.unless_stopped(wait).await? {
+            Ok(view) => {
+                let sandbox = match view.state.sandbox(&id) {
+                    Some(now) => convert::sandbox(now, &view.state),
+                    None => convert::gone(convert::sandbox(&last, &view.state)),
+                };
+                let header = Some(self.header_at(view.revision(), true));
+                Ok(v1::WaitSandboxResponse { header, sandbox: Some(sandbox) })
+            }
+            Err(WaitError::Stopped) => Err(shutting_down()),
+            Err(WaitError::Timeout { .. }) => Err(still(&last, &phases)),
+        }
+    }
+}
+
+fn read_request(wire: &v1::WaitSandboxRequest) -> Result<(SandboxRef, Vec<v1::Phase>), Rejection> {
+    let mut fields = Fields::default();
+    let wanted = sandbox_ref(&mut fields, wire.r#ref.as_ref());
+    let phases = convert::phases(&mut fields, &wire.phases);
+    fields.require(!wire.phases.is_empty(), "phases", "must name at least one phase");
+    fields.done()?;
+    let wanted = wanted.ok_or_else(|| invalid("ref", "must name a sandbox"))?;
+    Ok((wanted, phases))
+}
+
+/// A sandbox whose name is free already, while it is still going away: the newest, if there are several.
+fn leaving<'a>(state: &'a State, wanted: &SandboxRef) -> Option<&'a Sandbox> {
+    let SandboxRef::Name(name) = wanted else { return None };
+    if state.count_in(Phase::Terminating) == 0 {
+        return None;
+    }
+    state.sandboxes().filter(|sandbox| sandbox.spec.name == *name).max_by_key(|sandbox| sandbox.created)
+}
+
+/// What was asked for, gone before anybody looked.
+fn never_seen(wanted: &SandboxRef) -> v1::Sandbox {
+    let gone = v1::Sandbox { phase: v1::Phase::Gone.into(), ..v1::Sandbox::default() };
+    match wanted {
+        SandboxRef::Id { id, .. } => v1::Sandbox { sandbox_id: id.to_string(), ..gone },
+        SandboxRef::Name(name) => {
+            let (namespace, name) = (name.namespace.to_string(), name.name.to_string());
+            v1::Sandbox { namespace, name, ..gone }
+        }
+    }
+}
+
+fn not_running_yet(sandbox: &Sandbox, key: &RequestKey) -> Status {
+    let phase = sandbox.status.phase.as_str();
+    let reason = if sandbox.status.reason.is_empty() { String::new() } else { format!(" ({})", sandbox.status.reason) };
+    let text = format!(
+        "sandbox {} is still {phase}{reason}; it goes on: send the same request with request_id {} to wait on",
+        sandbox.id, key.id
+    );
+    Problem::new(Code::DeadlineExceeded, "NOT_RUNNING_YET", text)
+        .with("sandbox_id", &sandbox.id)
+        .with("phase", &phase)
+        .with("request_id", &key.id)
+        .status()
+}
+
+fn still(sandbox: &Sandbox, phases: &[v1::Phase]) -> Status {
+    let phase = sandbox.status.phase.as_str();
+    let wanted: Vec<&str> = phases.iter().map(|phase| phase.as_str_name().trim_start_matches("PHASE_")).collect();
+    let text = format!("sandbox {} is still {phase}, not {}", sandbox.id, wanted.join(" or "));
+    Problem::new(Code::DeadlineExceeded, "STILL_WAITING", text)
+        .with("sandbox_id", &sandbox.id)
+        .with("phase", &phase)
+        .status()
+}
+
+#[cfg(test)]
+mod tests {
+    use sandkeeper_statemachine::{ReportedState, Timestamp};
+
+    use super::*;
+    use crate::api::convert::tests::World;
+
+    #[test]
+    fn a_strong_create_is_followed_to_its_end() {
+        let mut world = World::with_agent();
+        let (id, key) = world.create_strong("web");
+        assert_eq!(progress(&world.state, &id, &key), None, "allocated, not yet running");
+        let mut ran = world.clone();
+        ran.report(&id, ReportedState::Running { endpoints: vec![] });
+        assert_eq!(progress(&ran.state, &id, &key), Some(Progress::Ran));
+        ran.report(&id, ReportedState::Exited { exit_code: Some(0), reason: String::new(), expired: false });
+        assert_eq!(progress(&ran.state, &id, &key), Some(Progress::Ran), "over, but it ran");
+        let mut ended = world.clone();
+        ended.terminate(&id);
+        assert_eq!(progress(&ended.state, &id, &key), Some(Progress::Ended));
+        world.report(&id, ReportedState::StartFailed { reason: "no such program".into() });
+        assert_eq!(progress(&world.state, &id, &key), Some(Progress::RolledBack("no such program".into())));
+    }
+
+    #[test]
+    fn a_name_that_is_free_again_still_finds_what_goes_away() {
+        let mut world = World::with_agent();
+        let (id, _) = world.create_strong("web");
+        let name = SandboxRef::Name(world.name("web"));
+        world.terminate(&id);
+        assert!(find(&world.state, &name).is_err());
+        assert_eq!(leaving(&world.state, &name).map(|sandbox| &sandbox.id), Some(&id));
+        world.report(&id, ReportedState::Absent);
+        assert!(leaving(&world.state, &name).is_none());
+        assert_eq!(never_seen(&name).phase(), v1::Phase::Gone);
+        assert!(world.state.last_time() > Timestamp(0));
+    }
+
+    #[test]
+    fn a_wait_names_phases_and_a_sandbox() {
+        let wire = v1::WaitSandboxRequest { r#ref: None, phases: vec![] };
+        let Err(Rejection::Invalid(violations)) = read_request(&wire) else { panic!("it must be refused") };
+        let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(fields, ["ref", "phases"]);
+    }
+}

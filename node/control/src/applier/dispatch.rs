@@ -1,0 +1,71 @@
+//! Wakes the workers of the agents that applied events concern.
+
+use std::time::Duration;
+
+use sandkeeper_statemachine::{Event, EventKind, Revision, State};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::agents::Sessions;
+use crate::history::{History, HistoryError};
+use crate::raft::replica::Replica;
+
+/// How much history is read at once.
+const READ_BYTES: usize = 1024 * 1024;
+
+/// Only so that a wait ends: nothing happens when it does.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Follows the history of this node from now on, until it is stopped. If it can't follow (a snapshot came in
+/// between), it wakes everybody: who wakes up looks at the state.
+pub async fn run(history: History, replica: Replica, sessions: Sessions, stop: CancellationToken) {
+    let mut at = replica.revision();
+    loop {
+        let newer = history.wait_newer(at, Instant::now() + IDLE);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            result = newer => if result.is_err() { continue },
+        }
+        at = match history.read(at + 1, READ_BYTES).await {
+            Ok(entries) => {
+                let state = replica.state();
+                for applied in &entries {
+                    for event in &applied.entry.events {
+                        wake(event, &state, &sessions);
+                    }
+                }
+                entries.last().map_or(at, crate::history::AppliedEntry::last_revision)
+            }
+            Err(error) => wake_all(&error, replica.revision(), &sessions),
+        };
+    }
+}
+
+fn wake_all(error: &HistoryError, revision: Revision, sessions: &Sessions) -> Revision {
+    debug!(%error, "the applier's feed was cut: everything is looked at again");
+    for session in sessions.all() {
+        session.dirty.mark_all();
+    }
+    revision
+}
+
+fn wake(event: &Event, state: &State, sessions: &Sessions) {
+    let subject = &event.header.subject;
+    let Some((id, _)) = &subject.sandbox else {
+        if let Some(agent) = &subject.agent
+            && !matches!(event.kind, EventKind::AgentCordoned | EventKind::AgentUncordoned)
+            && let Some(session) = sessions.get(agent)
+        {
+            session.dirty.mark_all();
+        }
+        return;
+    };
+    let held = state.sandbox(id).map(|sandbox| &sandbox.status.held[..]).unwrap_or_default();
+    let holders = held.iter().map(|held| &held.agent);
+    for agent in subject.agent.iter().chain(holders) {
+        if let Some(session) = sessions.get(agent) {
+            session.dirty.mark(id);
+        }
+    }
+}

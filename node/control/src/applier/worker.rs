@@ -1,0 +1,434 @@
+//! One agent, one session, one term of this leader: what is known of the agent, and what is under way.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandkeeper_proto::v1::{self, server_message::Body};
+use sandkeeper_statemachine::{
+    Actor, Agent, AgentStatus, Command, FailurePolicy, Generation, Rejection, Report, ReportedState, Request, Sandbox,
+    SandboxId, State, Term, Timestamp,
+};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::reconcile::{Actual, AgentView, Sent, SentKind, Step, reconcile};
+use crate::agents::{AgentGate, Marked, Session, wire};
+use crate::clock::LeaderClock;
+use crate::commands::{Commands, SubmitError};
+use crate::metrics::{CallLabels, Metrics};
+
+/// A command that an agent has not answered after this time is sent again; the wait doubles up to [`MAX_RETRY`].
+const RETRY: Duration = Duration::from_secs(2);
+/// The longest wait before a command is sent again.
+const MAX_RETRY: Duration = Duration::from_secs(30);
+/// How long a report may wait for the decider; the next look makes it again.
+const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+/// Reports of one agent on their way to the decider at once.
+const MAX_REPORTS: usize = 512;
+
+/// What a worker has found out about its agent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Go on.
+    Fine,
+    /// The agent may not come back as it is.
+    Refused(String),
+}
+
+enum Finished {
+    Registered(Result<(), SubmitError>),
+    Reported(SandboxId),
+}
+
+/// See the module.
+pub(crate) struct Worker {
+    term: Term,
+    session: Arc<Session>,
+    commands: Commands,
+    metrics: Arc<Metrics>,
+    clock: LeaderClock,
+    orphan_grace: Duration,
+    /// The sequence of the session's last command, whatever the term.
+    sequence: u64,
+    /// The sequence of the inventory request of this term, once the agent is registered.
+    asked: Option<u64>,
+    /// Parts of an inventory that is not whole yet.
+    parts: Vec<v1::SandboxReport>,
+    /// None until a whole inventory has come.
+    view: Option<AgentView>,
+    sent_at: BTreeMap<SandboxId, (Instant, Duration)>,
+    told: BTreeMap<SandboxId, Told>,
+    orphans: BTreeMap<SandboxId, Instant>,
+    reporting: BTreeSet<SandboxId>,
+    registering: bool,
+    tasks: JoinSet<Finished>,
+}
+
+/// What the agent was last told of a sandbox that may change while it runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Told {
+    generation: Generation,
+    expire_time: Option<Timestamp>,
+    leased: bool,
+}
+
+impl Told {
+    fn of(sandbox: &Sandbox, generation: Generation) -> Self {
+        let leased = sandbox.status.failure_policy == FailurePolicy::AutoRecreate;
+        Self { generation, expire_time: sandbox.status.expire_time, leased }
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(term: Term, session: Arc<Session>, gate: &AgentGate, sequence: u64) -> Self {
+        Self {
+            term,
+            session,
+            commands: gate.commands.clone(),
+            metrics: Arc::clone(&gate.metrics),
+            clock: LeaderClock::start(),
+            orphan_grace: gate.orphan_grace,
+            sequence,
+            asked: None,
+            parts: Vec::new(),
+            view: None,
+            sent_at: BTreeMap::new(),
+            told: BTreeMap::new(),
+            orphans: BTreeMap::new(),
+            reporting: BTreeSet::new(),
+            registering: false,
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// The sequence of the session's last command: a worker of a later term goes on from there.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Sees to it that the state knows this incarnation, and that this term has an inventory. Called every second,
+    /// and when the agent's record may have changed.
+    pub(crate) fn look_after(&mut self, state: &State) {
+        let record = state.agent(&self.session.spec.agent_id);
+        if !record.is_some_and(|record| self.is_registered(record)) {
+            if !self.registering {
+                self.registering = true;
+                let actor = Actor::Agent(self.session.spec.agent_id.clone());
+                let command = Command::RegisterAgent(Box::new(self.session.spec.clone()));
+                let (commands, deadline) = (self.commands.clone(), Instant::now() + REPORT_DEADLINE);
+                self.tasks.spawn(async move {
+                    let request = Request { actor, id: None, command };
+                    Finished::Registered(commands.submit(request, deadline).await.map(|_| ()))
+                });
+            }
+            return;
+        }
+        if self.asked.is_none() {
+            self.asked = self.send(Body::InventoryRequest(v1::InventoryRequest {}));
+        }
+        self.retry(state);
+    }
+
+    fn is_registered(&self, record: &Agent) -> bool {
+        *record.spec == self.session.spec && record.status == AgentStatus::Ready
+    }
+
+    /// Waits for the next of the worker's own errands to end. Never ends while there is none.
+    pub(crate) async fn errand(&mut self, state: impl Fn() -> State) -> Verdict {
+        let Some(finished) = self.tasks.join_next().await else { return std::future::pending().await };
+        match finished {
+            Ok(Finished::Registered(result)) => {
+                self.registering = false;
+                match result {
+                    Ok(()) => self.look_after(&state()),
+                    Err(SubmitError::Rejected(rejection)) => return Verdict::Refused(refusal(&rejection)),
+                    Err(error) => debug!(agent = %self.session.spec.agent_id, %error, "not registered yet"),
+                }
+            }
+            Ok(Finished::Reported(id)) => {
+                self.reporting.remove(&id);
+                self.reconcile(&state(), [id]);
+            }
+            Err(error) => warn!(%error, "an errand of the applier died"),
+        }
+        Verdict::Fine
+    }
+
+    /// The agent said something. Only what it says to this term counts.
+    pub(crate) fn hear(&mut self, body: v1::agent_message::Body, state: &State) {
+        use v1::agent_message::Body as Said;
+        match body {
+            Said::Inventory(inventory) if inventory.term == self.term => self.hear_inventory(inventory, state),
+            Said::Reports(reports) if reports.term == self.term => {
+                let Some(view) = &mut self.view else { return };
+                view.processed = view.processed.max(reports.processed_sequence);
+                let ids: Vec<_> = reports.reports.iter().filter_map(|report| note(view, report)).collect();
+                self.reconcile(state, ids);
+            }
+            Said::Refusal(refusal) if refusal.term == self.term => self.hear_refusal(&refusal, state),
+            Said::Refusal(refusal) => {
+                debug!(agent = %self.session.spec.agent_id, reason = %refusal.reason, "refused, in another term");
+            }
+            _ => {}
+        }
+    }
+
+    fn hear_inventory(&mut self, inventory: v1::Inventory, state: &State) {
+        if self.asked.is_none_or(|asked| inventory.processed_sequence < asked) {
+            return; // it answers somebody else's question
+        }
+        if inventory.part == 0 {
+            self.parts.clear();
+        }
+        self.parts.extend(inventory.sandboxes);
+        if !inventory.last {
+            return;
+        }
+        let mut view = AgentView { processed: inventory.processed_sequence, ..AgentView::default() };
+        if let Some(known) = self.view.take() {
+            view.sent = known.sent;
+        }
+        for report in std::mem::take(&mut self.parts) {
+            note(&mut view, &report);
+        }
+        debug!(agent = %self.session.spec.agent_id, sandboxes = view.actual.len(), "inventory");
+        self.view = Some(view);
+        self.reconcile_all(state);
+    }
+
+    fn hear_refusal(&mut self, refusal: &v1::Refusal, state: &State) {
+        let Some(view) = &mut self.view else { return };
+        view.processed = view.processed.max(refusal.processed_sequence);
+        let Ok(id) = refusal.sandbox_id.parse::<SandboxId>() else { return };
+        let newest = view.sent.get(&id).is_some_and(|sent| sent.sequence == refusal.sequence);
+        info!(agent = %self.session.spec.agent_id, %id, reason = %refusal.reason, "the agent refused");
+        // Nothing was started, and no later command about it is on its way: only this proves it.
+        if newest && refusal.kind() == v1::RefusalKind::Admission {
+            let reason = refusal.reason.clone();
+            self.report(&id, refusal.generation, ReportedState::AdmissionRefused { reason });
+        } else {
+            self.reconcile(state, [id]);
+        }
+    }
+
+    /// Looks at what was marked.
+    pub(crate) fn look_at(&mut self, marked: Marked, state: &State) {
+        if marked.all {
+            self.look_after(state);
+            self.reconcile_all(state);
+        } else {
+            self.reconcile(state, marked.sandboxes);
+        }
+    }
+
+    fn reconcile_all(&mut self, state: &State) {
+        let Some(view) = &self.view else { return };
+        let agent = &self.session.spec.agent_id;
+        let mut ids: BTreeSet<_> = state.held_by(agent).map(|(sandbox, _)| sandbox.id.clone()).collect();
+        ids.extend(view.actual.keys().cloned());
+        ids.extend(view.sent.keys().cloned());
+        self.reconcile(state, ids);
+    }
+
+    fn reconcile(&mut self, state: &State, ids: impl IntoIterator<Item = SandboxId>) {
+        let registered = state.agent(&self.session.spec.agent_id).is_some_and(|record| self.is_registered(record));
+        if !registered {
+            return; // no command before the registration of this incarnation has committed
+        }
+        for id in ids {
+            let Some(view) = &self.view else { return };
+            let steps = reconcile(state, &self.session.spec.agent_id, view, &id);
+            if steps.is_empty() {
+                self.settle(state, &id);
+            }
+            for step in steps {
+                self.take_step(state, &id, step);
+            }
+        }
+    }
+
+    fn take_step(&mut self, state: &State, id: &SandboxId, step: Step) {
+        match step {
+            Step::Create(generation) => {
+                let Some(sandbox) = state.sandbox(id) else { return };
+                let create = self.create_command(sandbox, generation);
+                if self.command(id, generation, SentKind::Create, Body::Create(create)) {
+                    self.told.insert(id.clone(), Told::of(sandbox, generation));
+                }
+            }
+            Step::Terminate(generation) => {
+                let terminate = v1::TerminateCommand { sandbox_id: id.to_string(), generation };
+                self.command(id, generation, SentKind::Terminate, Body::Terminate(terminate));
+            }
+            Step::Report(generation, reported) => self.report(id, generation, reported),
+            Step::Orphan(generation) => {
+                let since = *self.orphans.entry(id.clone()).or_insert_with(Instant::now);
+                if since.elapsed() >= self.orphan_grace {
+                    warn!(agent = %self.session.spec.agent_id, %id, "an orphan is removed");
+                    self.take_step(state, id, Step::Terminate(generation));
+                }
+            }
+        }
+    }
+
+    /// Nothing is to be done about it: forgets what was only kept to do something, and tells changes.
+    fn settle(&mut self, state: &State, id: &SandboxId) {
+        let agent = &self.session.spec.agent_id;
+        let Some(view) = &mut self.view else { return };
+        let held = |sandbox: &&Sandbox| sandbox.status.held.iter().any(|held| held.agent == *agent);
+        let held = state.sandbox(id).filter(held);
+        match (held, view.actual.get(id)) {
+            (None, None) => {
+                view.sent.remove(id);
+                self.sent_at.remove(id);
+                self.told.remove(id);
+                self.orphans.remove(id);
+            }
+            (Some(sandbox), Some((generation, Actual::Creating | Actual::Running { .. })))
+                if *generation == sandbox.status.generation =>
+            {
+                let told = Told::of(sandbox, *generation);
+                if self.told.get(id) != Some(&told) {
+                    let update = v1::UpdateCommand {
+                        sandbox_id: id.to_string(),
+                        generation: *generation,
+                        expires_in_nanos: self.remaining(sandbox),
+                        leased: told.leased,
+                    };
+                    if self.send(Body::Update(update)).is_some() {
+                        self.told.insert(id.clone(), told);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn report(&mut self, id: &SandboxId, generation: Generation, state: ReportedState) {
+        if self.tasks.len() >= MAX_REPORTS {
+            self.session.dirty.mark(id);
+            return;
+        }
+        if !self.reporting.insert(id.clone()) {
+            return; // one is on its way; the next look makes the next
+        }
+        let agent = self.session.spec.agent_id.clone();
+        let incarnation = self.session.spec.incarnation;
+        let report = Report { agent: agent.clone(), incarnation, sandbox_id: id.clone(), generation, state };
+        let request = Request { actor: Actor::Agent(agent), id: None, command: Command::Report(report) };
+        let (commands, id, deadline) = (self.commands.clone(), id.clone(), Instant::now() + REPORT_DEADLINE);
+        self.tasks.spawn(async move {
+            if let Err(error) = commands.submit(request, deadline).await {
+                debug!(%id, %error, "a report was not decided; the next look makes it again");
+            }
+            Finished::Reported(id)
+        });
+    }
+
+    /// Sends a command about a sandbox, and keeps in mind that it was sent.
+    fn command(&mut self, id: &SandboxId, generation: Generation, what: SentKind, body: Body) -> bool {
+        let Some(sequence) = self.send(body) else {
+            self.session.dirty.mark(id); // the outbox is full: again when there is room
+            return false;
+        };
+        let Some(view) = &mut self.view else { return false };
+        let again = view.sent.get(id).is_some_and(|sent| sent.what == what && sent.generation == generation);
+        let wait = match self.sent_at.get(id) {
+            Some((_, wait)) if again => (*wait * 2).min(MAX_RETRY),
+            _ => RETRY,
+        };
+        view.sent.insert(id.clone(), Sent { sequence, generation, what, overdue: false });
+        self.sent_at.insert(id.clone(), (Instant::now(), wait));
+        true
+    }
+
+    /// Sends a command; None if the outbox is full or the session at its end.
+    fn send(&mut self, body: Body) -> Option<u64> {
+        let call = match &body {
+            Body::Create(_) => "create",
+            Body::Terminate(_) => "terminate",
+            Body::Update(_) => "update",
+            _ => "inventory",
+        };
+        let message = v1::ServerMessage {
+            term: self.term,
+            sequence: self.sequence + 1,
+            incarnation: Some(wire::incarnation(self.session.spec.incarnation)),
+            body: Some(body),
+        };
+        self.session.outbox.try_send(Ok(message)).ok()?;
+        self.sequence += 1;
+        self.metrics.applier_calls.get_or_create(&CallLabels { call }).inc();
+        Some(self.sequence)
+    }
+
+    /// Looks again at what has gone unanswered for too long, and at orphans.
+    fn retry(&mut self, state: &State) {
+        let now = Instant::now();
+        let over = |(_, (since, wait)): &(&SandboxId, &(Instant, Duration))| now >= *since + *wait;
+        let mut again: BTreeSet<_> = self.sent_at.iter().filter(over).map(|(id, _)| id.clone()).collect();
+        if let Some(view) = &mut self.view {
+            for id in &again {
+                if let Some(sent) = view.sent.get_mut(id) {
+                    sent.overdue = true;
+                }
+            }
+        }
+        again.extend(self.orphans.keys().cloned());
+        self.reconcile(state, again);
+    }
+
+    fn create_command(&self, sandbox: &Sandbox, generation: Generation) -> v1::CreateCommand {
+        let spec = &sandbox.spec;
+        let some = |value: u64| (value > 0).then(|| i64::try_from(value).unwrap_or(i64::MAX));
+        v1::CreateCommand {
+            sandbox_id: sandbox.id.to_string(),
+            generation,
+            namespace: spec.name.namespace.to_string(),
+            name: spec.name.name.to_string(),
+            create_timestamp: sandbox.created.0,
+            image: spec.image.clone(),
+            command: spec.command.clone(),
+            args: spec.args.clone(),
+            envs: spec.envs.clone(),
+            working_dir: spec.working_dir.clone(),
+            exposed_ports: spec.ports.iter().map(|port| i32::from(*port)).collect(),
+            resources: Some(v1::Resources {
+                cpu_millis: some(spec.resources.cpu_millis),
+                memory_bytes: some(spec.resources.memory_bytes),
+            }),
+            labels: sandbox.status.labels.clone(),
+            expires_in_nanos: self.remaining(sandbox),
+            leased: sandbox.status.failure_policy == FailurePolicy::AutoRecreate,
+        }
+    }
+
+    /// What remains of a sandbox's time, nanoseconds, as the leader counts.
+    fn remaining(&self, sandbox: &Sandbox) -> Option<i64> {
+        sandbox.status.expire_time.map(|time| time.0.saturating_sub(self.clock.now().0).max(0))
+    }
+}
+
+/// Notes what a report says of a sandbox; its id, if it makes sense.
+fn note(view: &mut AgentView, report: &v1::SandboxReport) -> Option<SandboxId> {
+    match wire::actual(report) {
+        Ok((id, Some(actual))) => {
+            view.actual.insert(id.clone(), (report.generation, actual));
+            Some(id)
+        }
+        Ok((id, None)) => {
+            view.actual.remove(&id);
+            Some(id)
+        }
+        Err(error) => {
+            warn!(%error, "an agent's report makes no sense");
+            None
+        }
+    }
+}
+
+fn refusal(rejection: &Rejection) -> String {
+    format!("the registration was refused: {rejection}")
+}

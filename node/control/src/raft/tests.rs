@@ -1,0 +1,7 @@
+//! Whole nodes in one process: real sockets on loopback, real logs in temporary folders.
+
+mod bootstrap;
+mod group;
+mod rig;
+mod snapshots;
+mod types;

@@ -1,0 +1,239 @@
+//! A whole control node: opens its disk, starts every part in order, and stops them in the opposite one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::agents::{AgentGate, Sessions};
+use crate::api::{self, Api};
+use crate::applier::{dispatch, losses};
+use crate::commands::{CommandForwarder, Commands};
+use crate::config::Config;
+use crate::decider::{self, LeaderKnowledge};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::raft::bootstrap::{self, BootstrapError};
+use crate::raft::node::{Disk, RaftNode, StartError};
+use crate::raft::peer_service::PeerApi;
+use crate::storage::StorageError;
+use crate::storage::identity::NodeIdentity;
+use crate::storage::lock::DataDirLock;
+use crate::storage::log::{LogOptions, LogStore};
+use crate::storage::snapshot::SnapshotStore;
+
+/// How long a node takes to stop at most: leadership handed over, streams ended, the log closed.
+const SHUTDOWN: Duration = Duration::from_secs(10);
+
+/// Why a control node could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data directory can't be used.
+    #[error("the data directory can't be used")]
+    Storage(#[from] StorageError),
+    /// A port can't be listened on.
+    #[error("can't listen on {address} for {what}: is another process using it?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What would have been served there.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The data directory belongs to a node of another name.
+    #[error(
+        "the data directory belongs to node {found:?}, and this node is to be {wanted:?}: use the right directory, \
+         or the right --name"
+    )]
+    Name {
+        /// Whose it is.
+        found: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// Raft did not start.
+    #[error("the node could not be started")]
+    Start(#[from] StartError),
+    /// It can't come into its cluster.
+    #[error("the node can't enter its cluster")]
+    Bootstrap(#[from] BootstrapError),
+    /// A fault while it ran.
+    #[error("the node stopped because of a fault: {0}")]
+    Fault(String),
+}
+
+struct Listeners {
+    api: TcpListener,
+    peer: TcpListener,
+    http: TcpListener,
+}
+
+impl Listeners {
+    async fn bind(config: &Config) -> Result<Self, ServerError> {
+        Ok(Self {
+            api: listen(config.listen_api, "clients and agents").await?,
+            peer: listen(config.listen_peer, "peers").await?,
+            http: listen(config.listen_http, "metrics and health").await?,
+        })
+    }
+}
+
+async fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, ServerError> {
+    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, what, source })
+}
+
+fn open_disk(config: &Config) -> Result<(DataDirLock, Disk), ServerError> {
+    let lock = DataDirLock::acquire(&config.data_dir)?;
+    let identity = match NodeIdentity::load(&config.data_dir)? {
+        Some(identity) if identity.name != config.name => {
+            return Err(ServerError::Name { found: identity.name, wanted: config.name.clone() });
+        }
+        Some(identity) => identity,
+        None => {
+            let node_id = rand::random_range(1..=u64::MAX);
+            let identity = NodeIdentity { node_id, cluster_id: None, name: config.name.clone() };
+            identity.save(&config.data_dir)?;
+            identity
+        }
+    };
+    let log = LogStore::open(&config.data_dir.join("log"), LogOptions::default())?;
+    let snapshots = SnapshotStore::open(&config.data_dir.join("snapshots"))?;
+    Ok((lock, Disk { identity, log, snapshots }))
+}
+
+/// Runs a control node until it is cancelled, or has to stop.
+///
+/// # Errors
+/// If it can't start, or a fault stops it. After a cancellation it ends well.
+pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), ServerError> {
+    // The ports first: two nodes on one machine find out before they touch a disk.
+    let listeners = Listeners::bind(&config).await?;
+    let for_disk = config.clone();
+    let opened = spawn_blocking(move || open_disk(&for_disk)).await;
+    let (lock, disk) = opened.map_err(|error| ServerError::Fault(error.to_string()))??;
+    let log_stats = disk.log.clone();
+    let raft = RaftNode::start(&config, disk).await?;
+    info!(name = %config.name, node_id = raft.local().node_id, data_dir = %config.data_dir.display(), "started");
+
+    let parts = Parts::start(&config, &raft, listeners, log_stats);
+    let ended = parts.watch(&config, &raft, &cancel).await;
+    info!("this node is shutting down");
+    parts.stop(&raft).await?;
+    drop(lock);
+    ended
+}
+
+/// The running parts of a node.
+struct Parts {
+    /// Ends callers' and agents' streams, and whatever serves them.
+    front: CancellationToken,
+    /// Ends the decider and what serves peers.
+    back: CancellationToken,
+    tasks: TaskTracker,
+    failures: tokio::sync::Mutex<JoinSet<Result<(), String>>>,
+}
+
+impl Parts {
+    fn start(config: &Config, raft: &RaftNode, listeners: Listeners, log: LogStore) -> Self {
+        let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let mut servers = JoinSet::new();
+        let metrics = Arc::new(Metrics::new());
+        let (queue, queued) = decider::queue();
+        let commands = Commands::new(queue.clone(), raft.clone(), front.clone(), tasks.clone());
+        let knowledge = LeaderKnowledge::default();
+        let sessions = Sessions::default();
+
+        let forwarder = Arc::new(CommandForwarder::new(queue.clone(), back.clone(), tasks.clone()));
+        let peers = PeerApi::new(raft.clone(), forwarder).serve(listeners.peer, back.clone());
+        servers.spawn(async move { peers.await.map_err(|error| format!("serving peers failed: {error}")) });
+        let around = decider::Surroundings { knowledge: knowledge.clone(), metrics: Arc::clone(&metrics) };
+        tasks.spawn(decider::supervise(raft.clone(), queued, around, back.clone()));
+
+        let gate = AgentGate {
+            sessions: sessions.clone(),
+            commands: commands.clone(),
+            leads: raft.leadership(),
+            replica: raft.replica().clone(),
+            knowledge,
+            metrics: Arc::clone(&metrics),
+            node: config.name.clone(),
+            orphan_grace: config.orphan_grace,
+            stop: front.clone(),
+            tasks: tasks.clone(),
+        };
+        let (history, replica) = (raft.history().clone(), raft.replica().clone());
+        tasks.spawn(dispatch::run(history, replica.clone(), sessions.clone(), front.clone()));
+        tasks.spawn(losses::run(
+            raft.leadership(),
+            replica,
+            sessions.clone(),
+            commands.clone(),
+            config.lost_after,
+            front.clone(),
+        ));
+
+        let api = Api::new(config, raft.clone(), commands, sessions.clone(), Arc::clone(&metrics), front.clone());
+        let served = api::serve(listeners.api, api, gate, front.clone());
+        servers.spawn(async move { served.await.map_err(|error| format!("serving clients failed: {error}")) });
+        let pages = http::Pages { raft: raft.clone(), sessions, metrics, log, queue };
+        let served = http::serve(listeners.http, pages, front.clone());
+        servers.spawn(async move { served.await.map_err(|error| format!("serving HTTP failed: {error}")) });
+        Self { front, back, tasks, failures: tokio::sync::Mutex::new(servers) }
+    }
+
+    /// Enters the cluster and waits until the node is told to stop, or has to.
+    async fn watch(
+        &self,
+        config: &Config,
+        raft: &RaftNode,
+        cancel: &CancellationToken,
+    ) -> Result<(), ServerError> {
+        let enter = async {
+            bootstrap::enter(raft, &config.join).await?;
+            bootstrap::announce_addresses(raft).await?;
+            // It is in; nothing more comes from here.
+            std::future::pending::<Result<(), BootstrapError>>().await
+        };
+        let mut failures = self.failures.lock().await;
+        tokio::select! {
+            () = cancel.cancelled() => Ok(()),
+            entered = enter => entered.map_err(ServerError::from),
+            reason = raft.fatal() => Err(ServerError::Fault(reason)),
+            Some(ended) = failures.join_next() => {
+                let reason = match ended {
+                    Ok(Ok(())) => "a server ended by itself".to_owned(),
+                    Ok(Err(reason)) => reason,
+                    Err(error) => error.to_string(),
+                };
+                Err(ServerError::Fault(reason))
+            }
+        }
+    }
+
+    /// Leadership first, while the streams still run: what is under way is decided by the next leader. Then the
+    /// streams, then the decider and the peers, then the log.
+    async fn stop(self, raft: &RaftNode) -> Result<(), StorageError> {
+        let deadline = Instant::now() + SHUTDOWN;
+        self.front.cancel();
+        let stopped = raft.shutdown(deadline).await;
+        self.back.cancel();
+        self.tasks.close();
+        let mut servers = self.failures.into_inner();
+        let ends = async {
+            self.tasks.wait().await;
+            while servers.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout_at(deadline, ends).await.is_err() {
+            warn!("some tasks did not stop in time and are dropped");
+        }
+        stopped
+    }
+}

@@ -1,0 +1,228 @@
+//! `sandkeeper capacity`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use clap::Args;
+use sandkeeper_client::v1;
+use serde::Serialize;
+use tokio::time::sleep;
+
+use super::agents;
+use super::nodes::{self, Answer, ShownAnswer};
+use crate::cli::Context;
+use crate::error::CliError;
+use crate::output::note;
+use crate::{human, output};
+
+/// Digests can only be compared at one revision. On a busy cluster the nodes are asked again this often until they
+/// answer from the same one.
+const ROUNDS: usize = 10;
+/// Between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+
+/// Show what the agents have, what is allocated of it, and what is free
+///
+/// With --every-node each control node is asked by itself, and the answers stand side by side with their digests, so
+/// that anyone can see that the views are identical; if they are not, the exit code is 1.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  sandkeeper capacity\n  sandkeeper capacity --every-node\n  \
+    sandkeeper capacity -o json | jq .free.slots")]
+pub struct CapacityArgs {
+    /// Ask every control node by itself, and compare
+    #[arg(long)]
+    every_node: bool,
+}
+
+/// Reads the capacity, from one node or from all.
+pub async fn run(args: &CapacityArgs, context: &Context) -> Result<(), CliError> {
+    if args.every_node {
+        return every_node(context).await;
+    }
+    let answer = context.client.capacity(context.read()).await?;
+    context.output.answer(&answer, summary)
+}
+
+fn summary(answer: &v1::GetCapacityResponse) -> String {
+    let row = |name: &str, capacity: Option<v1::Capacity>| {
+        let capacity = capacity.unwrap_or_default();
+        let (cpu, memory) = (human::cpu(capacity.cpu_millis), human::bytes(capacity.memory_bytes));
+        vec![name.to_owned(), capacity.slots.to_string(), cpu, memory]
+    };
+    let totals = output::table(
+        &["", "SLOTS", "CPU", "MEMORY"],
+        [row("total", answer.total), row("allocated", answer.allocated), row("free", answer.free)],
+    );
+    let agents =
+        if answer.agents.is_empty() { "No agents.".to_owned() } else { agents::rows(&answer.agents) };
+    let digests = output::fields([
+        ("sandboxes", format!("{} ({} waiting for capacity)", answer.sandboxes, answer.pending)),
+        ("revision", answer.revision.to_string()),
+        ("history digest", answer.history_digest.clone()),
+        ("state digest", answer.state_digest.clone()),
+    ]);
+    format!("{totals}\n\n{agents}\n\n{digests}")
+}
+
+/// What every node said, for programs.
+#[derive(Serialize)]
+struct SideBySide {
+    /// Whether all that answered have the same digests at the same revision.
+    identical: bool,
+    nodes: Vec<ShownAnswer>,
+}
+
+type Answers = Vec<Answer<v1::GetCapacityResponse>>;
+
+async fn every_node(context: &Context) -> Result<(), CliError> {
+    let nodes = nodes::all(context).await?;
+    let read = context.read();
+    let question = |client: sandkeeper_client::Client| async move { client.capacity(read).await };
+    let mut answers = nodes::ask(&nodes, question).await;
+    for _ in 1..ROUNDS {
+        if compare(&answers) != Comparison::DifferentRevisions {
+            break;
+        }
+        sleep(ROUND_PAUSE).await;
+        answers = nodes::ask(&nodes, question).await;
+    }
+    let comparison = compare(&answers);
+    if context.output.is_table() {
+        output::text(&side_by_side(&answers))?;
+        output::text(&comparison.sentence(&answers))?;
+    } else {
+        let identical = comparison == Comparison::Identical;
+        context.output.value(&SideBySide { identical, nodes: nodes::shown(&answers)? })?;
+        if !identical {
+            note(comparison.sentence(&answers));
+        }
+    }
+    match (comparison, answers.into_iter().find_map(|answer| answer.result.err())) {
+        (Comparison::NoneAnswered, Some(error)) => Err(error.into()),
+        (Comparison::Different, _) => Err(CliError::Shown),
+        _ => Ok(()),
+    }
+}
+
+/// What the answers of all nodes, side by side, say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    /// All that answered have the same digests at the same revision.
+    Identical,
+    /// Nodes at different revisions: nothing can be said.
+    DifferentRevisions,
+    /// Two nodes at one revision have different digests.
+    Different,
+    NoneAnswered,
+}
+
+impl Comparison {
+    fn sentence(self, answers: &Answers) -> String {
+        let answered = answers.iter().filter(|answer| answer.result.is_ok()).count();
+        let revision =
+            answers.iter().find_map(|answer| answer.result.as_ref().ok()).map_or(0, |one| one.revision);
+        let silent = match answers.len() - answered {
+            0 => String::new(),
+            silent => format!("; {silent} did not answer"),
+        };
+        match self {
+            Self::Identical if answered == 1 => format!("1 node answered, at revision {revision}{silent}."),
+            Self::Identical => {
+                format!("Identical: {answered} nodes have the same digests at revision {revision}{silent}.")
+            }
+            Self::DifferentRevisions => format!(
+                "The cluster is busy: the nodes answered from different revisions{silent}. `sandkeeper cluster verify` \
+                 compares at one revision."
+            ),
+            Self::Different => {
+                format!("NOT IDENTICAL: nodes at the same revision have different digests{silent}.")
+            }
+            Self::NoneAnswered => "No node answered.".to_owned(),
+        }
+    }
+}
+
+fn compare(answers: &Answers) -> Comparison {
+    let mut digests: BTreeMap<u64, BTreeSet<(&str, &str)>> = BTreeMap::new();
+    for answer in answers.iter().filter_map(|answer| answer.result.as_ref().ok()) {
+        digests.entry(answer.revision).or_default().insert((&answer.history_digest, &answer.state_digest));
+    }
+    if digests.values().any(|at_one_revision| at_one_revision.len() > 1) {
+        return Comparison::Different;
+    }
+    match digests.len() {
+        0 => Comparison::NoneAnswered,
+        1 => Comparison::Identical,
+        _ => Comparison::DifferentRevisions,
+    }
+}
+
+fn side_by_side(answers: &Answers) -> String {
+    let row = |answer: &Answer<v1::GetCapacityResponse>| {
+        let mut row = vec![answer.name.clone(), answer.server.clone()];
+        match &answer.result {
+            Ok(capacity) => {
+                let slots = |capacity: Option<v1::Capacity>| capacity.unwrap_or_default().slots.to_string();
+                row.extend([slots(capacity.total), slots(capacity.allocated), slots(capacity.free)]);
+                row.extend([capacity.revision.to_string()]);
+                row.extend([human::short(&capacity.history_digest), human::short(&capacity.state_digest)]);
+            }
+            Err(error) => {
+                row.extend(std::iter::repeat_n(human::NONE.to_owned(), 4));
+                row.push(nodes::one_line(error));
+            }
+        }
+        row
+    };
+    let header =
+        ["NODE", "ADDRESS", "SLOTS", "ALLOCATED", "FREE", "REVISION", "HISTORY DIGEST", "STATE DIGEST"];
+    output::table(&header, answers.iter().map(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use sandkeeper_client::ClientError;
+
+    use super::*;
+
+    fn answer(name: &str, revision: u64, digest: &str) -> Answer<v1::GetCapacityResponse> {
+        let capacity = v1::GetCapacityResponse {
+            total: Some(v1::Capacity { slots: 8, ..Default::default() }),
+            allocated: Some(v1::Capacity { slots: 3, ..Default::default() }),
+            free: Some(v1::Capacity { slots: 5, ..Default::default() }),
+            revision,
+            history_digest: format!("h{digest}"),
+            state_digest: format!("s{digest}"),
+            ..Default::default()
+        };
+        Answer { server: format!("{name}:7600"), name: name.into(), result: Ok(capacity) }
+    }
+
+    fn silent(name: &str) -> Answer<v1::GetCapacityResponse> {
+        let result = Err(ClientError::Unreachable(Vec::new()));
+        Answer { server: format!("{name}:7600"), name: name.into(), result }
+    }
+
+    #[test]
+    fn digests_are_compared_at_one_revision_only() {
+        assert_eq!(compare(&vec![answer("a", 7, "1"), answer("b", 7, "1")]), Comparison::Identical);
+        assert_eq!(compare(&vec![answer("a", 7, "1"), answer("b", 8, "2")]), Comparison::DifferentRevisions);
+        let differ = vec![answer("a", 7, "1"), answer("b", 8, "2"), answer("c", 8, "3")];
+        assert_eq!(compare(&differ), Comparison::Different);
+        assert_eq!(compare(&vec![answer("a", 7, "1"), silent("b")]), Comparison::Identical);
+        assert_eq!(compare(&vec![silent("a")]), Comparison::NoneAnswered);
+    }
+
+    #[test]
+    fn the_nodes_stand_side_by_side() {
+        let answers = vec![answer("node-1", 7, "1"), answer("node-2", 7, "1"), silent("node-3")];
+        let text = format!("{}\n{}", side_by_side(&answers), compare(&answers).sentence(&answers));
+        insta::assert_snapshot!(text, @r"
+        NODE     ADDRESS       SLOTS   ALLOCATED   FREE   REVISION   HISTORY DIGEST                         STATE DIGEST
+        node-1   node-1:7600   8       3           5      7          h1                                     s1
+        node-2   node-2:7600   8       3           5      7          h1                                     s1
+        node-3   node-3:7600   -       -           -      -          no control node could serve the call
+        Identical: 2 nodes have the same digests at revision 7; 1 did not answer.
+        ");
+    }
+}

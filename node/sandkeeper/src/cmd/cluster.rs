@@ -1,0 +1,213 @@
+//! `sandkeeper cluster`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use sandkeeper_client::{Client, v1};
+use serde::Serialize;
+
+use super::nodes::{self, Answer, ShownAnswer};
+use crate::cli::Context;
+use crate::error::CliError;
+use crate::output::with_progress;
+use crate::{human, output};
+
+/// A node that is added has to catch up before it may vote.
+const MEMBERSHIP_DEADLINE: Duration = Duration::from_mins(2);
+/// A snapshot of a large state takes a while to write.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_mins(1);
+
+/// Look at the control nodes, and change which they are
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  sandkeeper cluster status\n  sandkeeper cluster add 10.0.0.4:7601\n  \
+    sandkeeper cluster transfer-leader node-2\n  sandkeeper cluster verify")]
+pub struct ClusterArgs {
+    #[command(subcommand)]
+    command: ClusterCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterCommand {
+    /// Ask every control node how it is
+    #[command(
+        after_help = "Examples:\n  sandkeeper cluster status\n  sandkeeper cluster status -o json | jq -r .nodes[].answer.state"
+    )]
+    Status,
+    /// List the control nodes
+    #[command(after_help = "Examples:\n  sandkeeper cluster members --consistency local")]
+    Members,
+    /// Take a control node in: it becomes a learner, catches up, and becomes a voter
+    #[command(after_help = "Examples:\n  sandkeeper cluster add 10.0.0.4:7601")]
+    Add {
+        /// Where its peers reach the new node; it must be running already
+        #[arg(value_name = "HOST:PORT")]
+        peer_address: String,
+    },
+    /// Take a control node out
+    #[command(after_help = "Examples:\n  sandkeeper cluster remove node-4")]
+    Remove {
+        /// Its name or node id
+        member: String,
+    },
+    /// Hand the leadership over
+    #[command(
+        after_help = "Examples:\n  sandkeeper cluster transfer-leader\n  sandkeeper cluster transfer-leader node-2"
+    )]
+    TransferLeader {
+        /// Name or node id of the next leader [default: the voter that is furthest]
+        #[arg(value_name = "MEMBER", default_value = "", hide_default_value = true)]
+        to: String,
+    },
+    /// Compare the digests of all control nodes at one revision; exit code 1 if they differ
+    #[command(after_help = "Examples:\n  sandkeeper cluster verify")]
+    Verify,
+    /// Have a control node write a snapshot of its state
+    #[command(after_help = "Examples:\n  sandkeeper cluster snapshot --servers 10.0.0.4:7600")]
+    Snapshot,
+}
+
+/// Does what the subcommand says.
+pub async fn run(args: ClusterArgs, context: &Context) -> Result<(), CliError> {
+    let output = context.output;
+    match args.command {
+        ClusterCommand::Status => status(context).await,
+        ClusterCommand::Verify => verify(context).await,
+        ClusterCommand::Members => {
+            let answer = context.client.list_members(context.read()).await?;
+            output.answer(&answer, |answer| rows(&answer.members))
+        }
+        ClusterCommand::Add { peer_address } => {
+            let client = context.patient(MEMBERSHIP_DEADLINE);
+            let what = format!("waiting until {peer_address} has caught up");
+            let answer = with_progress(&what, client.add_member(peer_address)).await?;
+            output.answer(&answer, |answer| rows(&answer.members))
+        }
+        ClusterCommand::Remove { member } => {
+            let client = context.patient(MEMBERSHIP_DEADLINE);
+            let answer = with_progress("changing the membership", client.remove_member(member)).await?;
+            output.answer(&answer, |answer| rows(&answer.members))
+        }
+        ClusterCommand::TransferLeader { to } => {
+            let answer = context.client.transfer_leadership(to).await?;
+            output.answer(&answer, |answer| format!("{} is the leader", answer.leader))
+        }
+        ClusterCommand::Snapshot => {
+            let client = context.patient(SNAPSHOT_DEADLINE);
+            let answer = with_progress("waiting for the snapshot", client.trigger_snapshot()).await?;
+            output.answer(&answer, |answer| format!("snapshot up to log index {}", answer.snapshot_index))
+        }
+    }
+}
+
+/// What every node said, for programs.
+#[derive(Serialize)]
+struct Nodes {
+    nodes: Vec<ShownAnswer>,
+}
+
+async fn status(context: &Context) -> Result<(), CliError> {
+    let nodes = nodes::all(context).await?;
+    let answers = nodes::ask(&nodes, |client: Client| async move { client.status().await }).await;
+    if context.output.is_table() {
+        return output::text(&status_rows(&answers));
+    }
+    context.output.value(&Nodes { nodes: nodes::shown(&answers)? })
+}
+
+async fn verify(context: &Context) -> Result<(), CliError> {
+    let client = context.patient(SNAPSHOT_DEADLINE);
+    let answer = with_progress("comparing the digests", client.verify()).await?;
+    context.output.answer(&answer, verdict)?;
+    if answer.identical { Ok(()) } else { Err(CliError::Shown) }
+}
+
+fn verdict(answer: &v1::VerifyResponse) -> String {
+    let row = |node: &v1::verify_response::Node| {
+        let (history, state) = (human::short(&node.history_digest), human::short(&node.state_digest));
+        vec![node.name.clone(), human::number_or_none(node.revision), history, state, node.error.clone()]
+    };
+    let table = output::table(
+        &["NODE", "REVISION", "HISTORY DIGEST", "STATE DIGEST", "ERROR"],
+        answer.nodes.iter().map(row),
+    );
+    let silent = answer.nodes.iter().filter(|node| !node.error.is_empty()).count();
+    let compared = answer.nodes.len() - silent;
+    let verdict = match (answer.identical, silent) {
+        (true, 0) => format!("Identical at revision {}.", answer.revision),
+        (true, _) => {
+            format!("Those that answered ({compared}) are identical at revision {}.", answer.revision)
+        }
+        (false, _) => format!("NOT IDENTICAL at revision {}.", answer.revision),
+    };
+    format!("{table}\n{verdict}")
+}
+
+fn rows(members: &[v1::Member]) -> String {
+    let row = |member: &v1::Member| {
+        vec![
+            member.name.clone(),
+            member.role().as_str_name().trim_start_matches("MEMBER_ROLE_").to_owned(),
+            if member.leader { "yes" } else { human::NONE }.to_owned(),
+            member.api_address.clone(),
+            member.peer_address.clone(),
+            member.node_id.clone(),
+        ]
+    };
+    output::table(
+        &["NODE", "ROLE", "LEADER", "API ADDRESS", "PEER ADDRESS", "NODE ID"],
+        members.iter().map(row),
+    )
+}
+
+fn status_rows(answers: &[Answer<v1::GetStatusResponse>]) -> String {
+    let row = |answer: &Answer<v1::GetStatusResponse>| {
+        let mut row = vec![answer.name.clone(), answer.server.clone()];
+        match &answer.result {
+            Ok(status) => row.extend([
+                status.state.clone(),
+                human::or_none(&status.leader),
+                status.term.to_string(),
+                status.header.as_ref().map_or(0, |header| header.revision).to_string(),
+                status.applied_index.to_string(),
+                status.snapshot_index.to_string(),
+                status.agents_connected.to_string(),
+                human::duration(Duration::from_secs(status.uptime_seconds)),
+                status.version.clone(),
+            ]),
+            Err(error) => row.push(format!("unreachable: {}", nodes::one_line(error))),
+        }
+        row
+    };
+    let header = [
+        "NODE", "ADDRESS", "STATE", "LEADER", "TERM", "REVISION", "APPLIED", "SNAPSHOT", "AGENTS", "UPTIME",
+        "VERSION",
+    ];
+    output::table(&header, answers.iter().map(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_names_those_that_did_not_answer() {
+        let node = |name: &str, error: &str| v1::verify_response::Node {
+            name: name.into(),
+            revision: 7,
+            history_digest: "aa".into(),
+            state_digest: "bb".into(),
+            error: error.into(),
+        };
+        let answer = v1::VerifyResponse {
+            revision: 7,
+            identical: true,
+            nodes: vec![node("node-1", ""), node("node-2", "connection refused")],
+        };
+        insta::assert_snapshot!(verdict(&answer), @r"
+        NODE     REVISION   HISTORY DIGEST   STATE DIGEST   ERROR
+        node-1   7          aa               bb
+        node-2   7          aa               bb             connection refused
+        Those that answered (1) are identical at revision 7.
+        ");
+    }
+}

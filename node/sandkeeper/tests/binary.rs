@@ -1,0 +1,213 @@
+//! The binary as a user meets it: exit codes, what goes to standard output and what to standard error, forms of output.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::process::{Command, Output, Stdio};
+
+use sandkeeper_proto::v1;
+use sandkeeper_proto::v1::fleet_service_server::{FleetService, FleetServiceServer};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+/// Runs the binary without the settings of whoever runs the tests.
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sandkeeper"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SANDKEEPER_"))
+    {
+        command.env_remove(name);
+    }
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().expect("the binary can be run")
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().expect("it ended by itself")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// An address at which nobody listens.
+fn nobody() -> String {
+    let listener = StdListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").to_string()
+}
+
+/// A control node that knows a capacity and no agents.
+struct Fleet;
+
+type Answered<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl FleetService for Fleet {
+    async fn get_capacity(&self, _: Request<v1::GetCapacityRequest>) -> Answered<v1::GetCapacityResponse> {
+        let capacity =
+            |slots| Some(v1::Capacity { slots, cpu_millis: slots * 500, memory_bytes: slots << 30 });
+        Ok(Response::new(v1::GetCapacityResponse {
+            header: Some(v1::ResponseHeader { node: "node-1".into(), revision: 7, linearizable: true }),
+            total: capacity(8),
+            allocated: capacity(3),
+            free: capacity(5),
+            agents: Vec::new(),
+            revision: 7,
+            history_digest: "00aa".into(),
+            state_digest: "00bb".into(),
+            sandboxes: 3,
+            pending: 0,
+        }))
+    }
+
+    async fn get_agent(&self, request: Request<v1::GetAgentRequest>) -> Answered<v1::GetAgentResponse> {
+        let id = request.into_inner().agent_id;
+        let details = ErrorDetails::with_error_info("AGENT_UNKNOWN", "sandkeeper", HashMap::new());
+        Err(Status::with_error_details(Code::NotFound, format!("there is no agent {id}"), details))
+    }
+
+    async fn list_agents(&self, _: Request<v1::ListAgentsRequest>) -> Answered<v1::ListAgentsResponse> {
+        Ok(Response::new(v1::ListAgentsResponse::default()))
+    }
+
+    async fn cordon_agent(&self, _: Request<v1::CordonAgentRequest>) -> Answered<v1::CordonAgentResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
+    async fn uncordon_agent(
+        &self,
+        _: Request<v1::UncordonAgentRequest>,
+    ) -> Answered<v1::UncordonAgentResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
+    async fn remove_agent(&self, _: Request<v1::RemoveAgentRequest>) -> Answered<v1::RemoveAgentResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+}
+
+/// Serves [`Fleet`] while the test runs, and gives its address.
+async fn fleet() -> String {
+    let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.expect("a free port");
+    let address = listener.local_addr().expect("a bound socket has an address").to_string();
+    let server = Server::builder().add_service(FleetServiceServer::new(Fleet));
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    address
+}
+
+/// Runs the binary against [`Fleet`].
+async fn run_with_fleet(args: &[&str]) -> Output {
+    let address = fleet().await;
+    let args: Vec<String> =
+        args.iter().map(ToString::to_string).chain(["--servers".into(), address]).collect();
+    let run = move || run(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    tokio::task::spawn_blocking(run).await.expect("the binary can be run")
+}
+
+#[test]
+fn help_and_version_are_results() {
+    let help = run(&["--help"]);
+    assert_eq!(code(&help), 0);
+    assert!(text(&help.stdout).contains("sandkeeper dev"));
+    assert!(text(&run(&["--version"]).stdout).starts_with("sandkeeper 0."));
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    for args in [
+        &["frobnicate"][..],
+        &["get"],
+        &["create", "web", "--cpu", "much"],
+        &["create", "web", "--capacity-timeout", "1m"],
+        &["update", "web"],
+        &["list", "--servers", "nonsense"],
+        &["server"],
+        &["dev", "--demo", "--nodes", "1"],
+    ] {
+        let output = run(args);
+        assert_eq!(code(&output), 2, "{args:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn nobody_there_is_3_and_says_who_was_asked_and_what_to_do() {
+    let (one, two) = (nobody(), nobody());
+    let output = run(&["list", "--servers", &format!("{one},{two}")]);
+    assert_eq!(code(&output), 3);
+    let message = text(&output.stderr);
+    for part in [one.as_str(), two.as_str(), "Connection refused", "--servers", "sandkeeper dev"] {
+        assert!(message.contains(part), "{part} is missing in: {message}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn servers_come_from_the_environment_too() {
+    let address = nobody();
+    let output =
+        command(&["list"]).env("SANDKEEPER_SERVERS", &address).output().expect("the binary can be run");
+    assert_eq!(code(&output), 3);
+    assert!(text(&output.stderr).contains(&address));
+}
+
+#[test]
+fn bad_settings_are_1_and_name_the_file_and_the_key() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("server.toml");
+    std::fs::write(&path, "listen_ap = '127.0.0.1:1'\n").expect("the file can be written");
+    let output = run(&["server", "--config", path.to_str().expect("a path of this test is text")]);
+    assert_eq!(code(&output), 1);
+    let message = text(&output.stderr);
+    assert!(
+        message.contains("server.toml") && message.contains("`listen_ap`") && message.contains("listen_api"),
+        "{message}"
+    );
+    let output = run(&["agent", "--data-dir", "d", "--log-level", "a=b=c"]);
+    assert_eq!(code(&output), 1, "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("is not a log filter"));
+}
+
+#[tokio::test]
+async fn a_refusal_is_1_and_says_why() {
+    let output = run_with_fleet(&["agents", "get", "nobody"]).await;
+    assert_eq!(code(&output), 1);
+    let message = text(&output.stderr);
+    assert!(message.starts_with("error: there is no agent nobody (NOT_FOUND, AGENT_UNKNOWN)\n"), "{message}");
+    assert!(output.stdout.is_empty());
+}
+
+#[tokio::test]
+async fn the_three_forms_of_a_result() {
+    let table = run_with_fleet(&["capacity"]).await;
+    assert_eq!(code(&table), 0, "{}", text(&table.stderr));
+    insta::assert_snapshot!("capacity_table", text(&table.stdout));
+    insta::assert_snapshot!("capacity_json", text(&run_with_fleet(&["capacity", "-o", "json"]).await.stdout));
+    insta::assert_snapshot!("capacity_yaml", text(&run_with_fleet(&["capacity", "-o", "yaml"]).await.stdout));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = command(&["completion", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary can be run");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!((code(&output), text(&output.stderr).as_str()), (0, ""));
+}
+
+#[test]
+fn completions_know_the_subcommands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completion", shell]);
+        assert_eq!(code(&output), 0);
+        assert!(text(&output.stdout).contains("terminate"), "{shell}");
+    }
+}

@@ -1,0 +1,218 @@
+//! Bytes of format 1, kept for ever: what was written once is read for ever, so kinds and fields are only appended.
+//!
+//! If a test here fails, do not take the new bytes: the change breaks every log and snapshot that there is. Append
+//! instead, and add a file for what is new.
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use super::world::*;
+use crate::*;
+
+const ENTRY: &str = include_str!("golden/entry-format-1.hex");
+const SNAPSHOT: &str = include_str!("golden/snapshot-format-1.hex");
+/// The digests of the state in the snapshot: the state's, and the history's.
+const DIGESTS: &str = include_str!("golden/digests-format-1.txt");
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    let text = text.trim();
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// An entry with every kind of event, every kind of actor and id, and every optional field with and without a value.
+pub fn every_kind() -> Entry {
+    let mut spec = create("prod/web").spec;
+    spec.image = "registry.example.com/app:1".into();
+    spec.command = vec!["sh".into(), "-c".into()];
+    spec.args = vec!["sleep 1".into()];
+    spec.envs.insert("KEY".into(), "välue".into());
+    spec.working_dir = "/srv".into();
+    spec.ports = vec![80, 65_535];
+    spec.resources = Resources { cpu_millis: 250, memory_bytes: 1 << 32 };
+    spec.agent_selector.insert("zone".into(), "x".into());
+    spec.mode = Mode::Strong;
+    spec.request_id = RequestId::Uuid(Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8));
+    let labels = Labels::from([("tier".to_string(), "front".to_string())]);
+    let created = SandboxCreated {
+        spec: spec.clone(),
+        labels: labels.clone(),
+        expire_time: Some(Timestamp(1_700_000_000_000_000_000)),
+        failure_policy: FailurePolicy::AutoRecreate,
+        recovery_timeout_seconds: 60,
+        wait_until: None,
+    };
+    let mut agent = agent("worker-1.example.com", 64);
+    agent.labels = labels.clone();
+    let update = SandboxUpdate {
+        expire_time: Some(None),
+        labels: Some(labels),
+        failure_policy: Some(FailurePolicy::Manual),
+        recovery_timeout_seconds: None,
+    };
+    let kinds = vec![
+        EventKind::ClusterCreated { cluster_id: Uuid::from_u128(0xc1), cluster_version: 1 },
+        EventKind::AgentRegistered(Box::new(agent)),
+        EventKind::AgentLost,
+        EventKind::AgentReturned,
+        EventKind::AgentCordoned,
+        EventKind::AgentUncordoned,
+        EventKind::AgentRemoved { released: 3 },
+        EventKind::SandboxCreated(Box::new(created)),
+        EventKind::SandboxAllocated { generation: 1 },
+        EventKind::SandboxRunning { generation: 1, endpoints: vec!["10.0.0.1:80".into()] },
+        EventKind::SandboxFailed { released: Some(1), exit_code: Some(-9) },
+        EventKind::SandboxFailed { released: None, exit_code: None },
+        EventKind::SandboxLost,
+        EventKind::SandboxUpdated(update),
+        EventKind::SandboxUpdated(SandboxUpdate { expire_time: Some(Some(Timestamp(-1))), ..SandboxUpdate::default() }),
+        EventKind::SandboxReset,
+        EventKind::SandboxTerminating,
+        EventKind::AllocationReleased { generation: 300 },
+        EventKind::SandboxRemoved { released: Some(u64::MAX) },
+        EventKind::RequestsPruned { until: Timestamp(i64::MAX), limit: 1_000 },
+    ];
+    let events = kinds.into_iter().enumerate().map(|(index, kind)| Event { header: header(index), kind });
+    Entry::new(41, 7, Timestamp(1_600_000_000_000_000_000), events.collect())
+}
+
+fn header(index: usize) -> Header {
+    let ids = ["e4b85f2f7d8fb1918a47168a87c62761", "67e55044-10b1-426f-9247-bb680e5fe0c8", "adopted-1"];
+    let actors = [Actor::Client("ann".into()), Actor::Agent(agent_id("a1")), Actor::Leader];
+    let namespace = (index % 4 == 1).then(|| label("prod"));
+    let memory = RequestMemory { namespace, digest: [index as u8; 16], retention: 600 * SECOND };
+    let memory = (index % 2 == 1).then_some(memory);
+    let request_id = if index % 4 < 2 { spec_id() } else { "order-17".parse().unwrap() };
+    Header {
+        actor: actors[index % 3].clone(),
+        reason: if index % 2 == 0 { String::new() } else { format!("reason {index}") },
+        request: (index % 5 != 0).then_some(RequestRef { id: request_id, memory }),
+        subject: Subject {
+            sandbox: (index % 7 != 0).then(|| (ids[index % 3].parse().unwrap(), name("prod/web"))),
+            agent: (index % 2 == 0).then(|| agent_id("worker-1.example.com")),
+        },
+        previous: index as u64 * 1_000,
+    }
+}
+
+fn spec_id() -> RequestId {
+    RequestId::Uuid(Uuid::from_u128(1))
+}
+
+/// Which of all kinds of event this is. A new kind has to be appended here, and to [`every_kind`] a copy of the test.
+fn number(kind: &EventKind) -> u32 {
+    match kind {
+        EventKind::ClusterCreated { .. } => 0,
+        EventKind::AgentRegistered(_) => 1,
+        EventKind::AgentLost => 2,
+        EventKind::AgentReturned => 3,
+        EventKind::AgentCordoned => 4,
+        EventKind::AgentUncordoned => 5,
+        EventKind::AgentRemoved { .. } => 6,
+        EventKind::SandboxCreated(_) => 7,
+        EventKind::SandboxAllocated { .. } => 8,
+        EventKind::SandboxRunning { .. } => 9,
+        EventKind::SandboxFailed { .. } => 10,
+        EventKind::SandboxLost => 11,
+        EventKind::SandboxUpdated(_) => 12,
+        EventKind::SandboxReset => 13,
+        EventKind::SandboxTerminating => 14,
+        EventKind::AllocationReleased { .. } => 15,
+        EventKind::SandboxRemoved { .. } => 16,
+        EventKind::RequestsPruned { .. } => 17,
+    }
+}
+
+/// A state with sandboxes in every phase, agents of every kind, and requests with every result.
+pub fn some_state() -> State {
+    let mut world = World::new();
+    let mut number = 0;
+    let mut ask = |world: &mut World, command: Command| {
+        number += 1;
+        let id = CallerId { id: format!("r{number}").parse().unwrap(), retention: 600 * SECOND };
+        let command = match command {
+            Command::CreateSandbox(mut create) => {
+                create.spec.request_id = id.id.clone();
+                Command::CreateSandbox(create)
+            }
+            other => other,
+        };
+        world.run(&Request { actor: Actor::Client("ann".into()), id: Some(id), command }).0.unwrap();
+    };
+    for id in ["a1", "a2", "a3", "a4"] {
+        world.must(Command::RegisterAgent(Box::new(agent(id, 2))));
+    }
+    ask(&mut world, Command::RemoveAgent { agent: agent_id("a4"), fenced: true });
+    let names = ["runs", "waits-on-a2", "lost", "ends", "fails", "allocated", "pending", "rolled-back"];
+    for (index, text) in names.into_iter().enumerate() {
+        let mut create = create(text);
+        create.spec.ports = vec![8_000 + index as u16];
+        create.spec.resources = Resources { cpu_millis: 100, memory_bytes: 1_000 };
+        create.wait = (index >= 6).then_some(60 * SECOND);
+        create.expiry = (index % 2 == 0).then_some(Expiry::After(3_600 * SECOND));
+        create.spec.mode = if index % 3 == 1 { Mode::Strong } else { Mode::Fast };
+        ask(&mut world, Command::CreateSandbox(Box::new(create)));
+    }
+    let report = |world: &mut World, text: &str, state: ReportedState| {
+        let sandbox = world.state.sandbox_named(&name(text)).unwrap();
+        let (sandbox_id, generation) = (sandbox.id.clone(), sandbox.status.generation);
+        let (agent, incarnation) = (sandbox.status.agent.clone().unwrap(), incarnation(1, 1));
+        world.must(Command::Report(crate::command::Report { agent, incarnation, sandbox_id, generation, state }));
+    };
+    report(&mut world, "runs", ReportedState::Running { endpoints: vec!["10.0.0.1:8000".into()] });
+    ask(&mut world, Command::ResetSandbox(by_name("runs")));
+    ask(&mut world, Command::TerminateSandbox(by_name("ends")));
+    let exited = ReportedState::Exited { exit_code: Some(3), reason: "crashed".into(), expired: false };
+    report(&mut world, "fails", exited);
+    ask(&mut world, Command::CordonAgent { agent: agent_id("a2"), reason: "disk".into() });
+    let rolled_back = ReportedState::StartFailed { reason: "no such image".into() };
+    world.must(Command::RegisterAgent(Box::new(agent("a5", 1))));
+    if world.state.sandbox_named(&name("rolled-back")).unwrap().status.phase == Phase::Allocated {
+        report(&mut world, "rolled-back", rolled_back);
+    }
+    let held = world.state.sandbox_named(&name("lost")).unwrap().holder().unwrap().clone();
+    world.must(Command::LoseAgent { agent: held, incarnation: incarnation(1, 1) });
+    world.state
+}
+
+#[test]
+fn entries_of_format_1_are_written_and_read_as_ever() {
+    let entry = every_kind();
+    let kinds: std::collections::BTreeSet<u32> = entry.events.iter().map(|event| number(&event.kind)).collect();
+    assert!(kinds.into_iter().eq(0..18), "every kind of event is in the entry");
+    assert_eq!(hex(entry.encoded()), ENTRY.trim(), "the encoding has changed");
+    assert_eq!(Entry::decode(&Bytes::from(unhex(ENTRY))).unwrap(), entry);
+}
+
+#[test]
+fn snapshots_of_format_1_are_written_and_read_as_ever() {
+    let state = some_state();
+    let written: Vec<_> = state.snapshot_chunks().map(|chunk| hex(&chunk)).collect();
+    let kept: Vec<_> = SNAPSHOT.lines().collect();
+    assert_eq!(written, kept, "the encoding, or what is decided, has changed");
+    let chunks = kept.into_iter().map(|line| Ok::<_, std::io::Error>(unhex(line)));
+    let read = State::from_snapshot_chunks(chunks).unwrap();
+    assert!(read == state);
+    assert_eq!(format!("{}\n{}", read.state_digest(), read.history_digest()), DIGESTS.trim());
+}
+
+#[test]
+fn the_golden_state_has_something_of_everything() {
+    let state = some_state();
+    let phases = [Phase::Pending, Phase::Allocated, Phase::Running, Phase::Terminating, Phase::Failed, Phase::Lost];
+    let missing: Vec<_> = phases.into_iter().filter(|phase| state.count_in(*phase) == 0).collect();
+    assert_eq!(missing, [], "phases that are missing");
+    assert!(state.sandboxes().any(Sandbox::holds_older_generation));
+    let has = |wanted: fn(&RequestResult) -> bool| state.requests.values().any(|record| wanted(&record.result));
+    assert!(has(|result| matches!(result, RequestResult::Sandbox { .. })));
+    assert!(has(|result| matches!(result, RequestResult::RolledBack { .. })));
+    assert!(has(|result| matches!(result, RequestResult::Agent(_))));
+    assert!(has(|result| matches!(result, RequestResult::AgentRemoved { .. })));
+}

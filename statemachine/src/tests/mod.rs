@@ -1,0 +1,10 @@
+//! Tests of the core as a whole: scripts for people to read, properties for the machine to search, golden bytes.
+
+mod bounds;
+mod bytes;
+mod golden;
+mod limits;
+mod properties;
+mod scenarios;
+mod script;
+mod world;

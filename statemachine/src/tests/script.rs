@@ -1,0 +1,380 @@
+//! Scripts: one command a line, and under each what came of it. See `scenarios` for how they read.
+//!
+//! ```text
+//! agent A [slots=1 cpu=8000 mem=8000 pool=p labels=k:v ledger=1 start=1]      lose A [ledger= start=]
+//! cordon A [reason=text]   uncordon A   remove A [fenced]                      image I A,B
+//! create NAME [strong] [wait=5s] [ttl=5s] [at=5s] [cpu= mem= ports=1,2 select=k:v pool= image= labels= policy=auto]
+//! update S [expire=5s|never] [labels=k:v] [policy=auto|manual] [timeout=5]     reset S   terminate S
+//! report A S GENERATION running|exited|start-failed|absent|refused [code=1] [reason=text] [endpoints=a:1] [expired]
+//! housekeeping   advance 5s   cluster   show
+//! ```
+//! Callers' commands take `id=` (request id), `keep=` (its retention, default 60s), and `rev=` (expected revision). `S`
+//! is a name (`ns/name`, `name`), or `#name` (`#name.2`): the (second) sandbox that was ever made with this name, by id.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use uuid::Uuid;
+
+use super::world::*;
+use crate::*;
+
+#[derive(Default)]
+struct Words<'a> {
+    plain: Vec<&'a str>,
+    pairs: BTreeMap<&'a str, &'a str>,
+}
+
+impl<'a> Words<'a> {
+    fn of(line: &'a str) -> Self {
+        let mut words = Self::default();
+        for word in line.split_whitespace() {
+            match word.split_once('=') {
+                Some((key, value)) => assert!(words.pairs.insert(key, value).is_none(), "{line}"),
+                None => words.plain.push(word),
+            }
+        }
+        words
+    }
+
+    fn at(&self, index: usize) -> &'a str {
+        self.plain[index]
+    }
+
+    fn has(&self, word: &str) -> bool {
+        self.plain.contains(&word)
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.pairs.get(key).copied()
+    }
+
+    fn number(&self, key: &str, otherwise: u64) -> u64 {
+        self.get(key).map_or(otherwise, |text| text.parse().unwrap())
+    }
+
+    fn labels(&self, key: &str) -> Labels {
+        let pairs = self.get(key).into_iter().flat_map(|text| text.split(','));
+        pairs.map(|pair| pair.split_once(':').unwrap()).map(|(k, v)| (k.into(), v.into())).collect()
+    }
+
+    fn list(&self, key: &str) -> impl Iterator<Item = &'a str> {
+        self.get(key).into_iter().flat_map(|text| text.split(','))
+    }
+
+    fn text(&self, key: &str) -> String {
+        self.get(key).unwrap_or_default().replace('_', " ")
+    }
+
+    fn incarnation(&self) -> Incarnation {
+        incarnation(self.number("ledger", 1).into(), self.number("start", 1))
+    }
+}
+
+fn nanos(text: &str) -> i64 {
+    text.strip_suffix('s').unwrap().parse::<i64>().unwrap() * SECOND
+}
+
+/// Runs a script, and answers it with what came of each line.
+pub fn run(script: &str) -> String {
+    let mut stage = Stage { world: World::new(), made: Vec::new(), out: String::new() };
+    for line in script.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        let (out, comment) = (&mut stage.out, line.starts_with('#'));
+        writeln!(out, "{}{line}", if comment { "\n" } else { "> " }).unwrap();
+        if !comment {
+            stage.line(&Words::of(line));
+        }
+    }
+    stage.out.trim_start().to_string()
+}
+
+struct Stage {
+    world: World,
+    /// Every sandbox that was ever made, by name.
+    made: Vec<(SandboxId, SandboxName)>,
+    out: String,
+}
+
+impl Stage {
+    fn line(&mut self, words: &Words) {
+        match words.at(0) {
+            "advance" => self.world.now = self.world.now.plus(nanos(words.at(1))),
+            "image" => {
+                let agents = words.at(2).split(',').map(agent_id).collect();
+                self.world.around.images.insert(words.at(1).into(), agents);
+            }
+            "show" => self.show(),
+            _ => self.give(words),
+        }
+    }
+
+    fn give(&mut self, words: &Words) {
+        let (command, actor) = self.command(words);
+        let id = words.get("id").map(|id| CallerId {
+            id: id.parse().unwrap(),
+            retention: words.get("keep").map_or(60 * SECOND, nanos),
+        });
+        let (outcome, entry) = self.world.run(&Request { actor, id, command });
+        for (index, event) in entry.events.iter().enumerate() {
+            if let (EventKind::SandboxCreated(_), Some(subject)) = (&event.kind, &event.header.subject.sandbox) {
+                self.made.push(subject.clone());
+            }
+            let line = self.event(entry.base_revision + 1 + index as u64, event);
+            writeln!(self.out, "  {line}").unwrap();
+        }
+        let line = match outcome {
+            Ok(outcome) => self.outcome(&outcome),
+            Err(rejection) => self.plain_ids(&format!("refused {}: {rejection}", rejection.code())),
+        };
+        writeln!(self.out, "  = {line}").unwrap();
+    }
+
+    fn command(&self, words: &Words) -> (Command, Actor) {
+        let caller = Actor::Client(words.get("by").unwrap_or("ann").into());
+        let target = || self.target(words.at(1), words.get("rev"));
+        match words.at(0) {
+            "cluster" => {
+                let cluster_id = Uuid::from_u128(0xc2);
+                (Command::CreateCluster { cluster_id, cluster_version: 2 }, Actor::Leader)
+            }
+            "agent" => {
+                let mut spec = agent(words.at(1), words.number("slots", 1));
+                spec.capacity.cpu_millis = words.number("cpu", 8_000);
+                spec.capacity.memory_bytes = words.number("mem", 8_000);
+                spec.pool = label(words.get("pool").unwrap_or("default"));
+                spec.labels = words.labels("labels");
+                spec.incarnation = words.incarnation();
+                let actor = Actor::Agent(spec.agent_id.clone());
+                (Command::RegisterAgent(Box::new(spec)), actor)
+            }
+            "lose" => {
+                let (agent, incarnation) = (agent_id(words.at(1)), words.incarnation());
+                (Command::LoseAgent { agent, incarnation }, Actor::Leader)
+            }
+            "cordon" => {
+                let (agent, reason) = (agent_id(words.at(1)), words.text("reason"));
+                (Command::CordonAgent { agent, reason }, caller)
+            }
+            "uncordon" => (Command::UncordonAgent(agent_id(words.at(1))), caller),
+            "remove" => {
+                let (agent, fenced) = (agent_id(words.at(1)), words.has("fenced"));
+                (Command::RemoveAgent { agent, fenced }, caller)
+            }
+            "create" => (Command::CreateSandbox(Box::new(self.create(words))), caller),
+            "update" => {
+                let update = self.update(words);
+                (Command::UpdateSandbox { target: target(), update }, caller)
+            }
+            "reset" => (Command::ResetSandbox(target()), caller),
+            "terminate" => (Command::TerminateSandbox(target()), caller),
+            "report" => self.report(words),
+            "housekeeping" => (Command::Housekeeping, Actor::Leader),
+            other => panic!("no command is called {other}"),
+        }
+    }
+
+    fn create(&self, words: &Words) -> CreateSandbox {
+        let mut create = create(words.at(1));
+        let spec = &mut create.spec;
+        spec.mode = if words.has("strong") { Mode::Strong } else { Mode::Fast };
+        spec.image = words.text("image");
+        spec.ports = words.list("ports").map(|port| port.parse().unwrap()).collect();
+        let (cpu_millis, memory_bytes) = (words.number("cpu", 0), words.number("mem", 0));
+        spec.resources = Resources { cpu_millis, memory_bytes };
+        spec.agent_selector = words.labels("select");
+        spec.pool = label(words.get("pool").unwrap_or("default"));
+        spec.request_id = words.get("id").unwrap_or("none").parse().unwrap();
+        create.labels = words.labels("labels");
+        create.wait = words.get("wait").map(nanos);
+        create.expiry = match (words.get("ttl"), words.get("at")) {
+            (Some(ttl), _) => Some(Expiry::After(nanos(ttl))),
+            (None, Some(at)) => Some(Expiry::At(START.plus(nanos(at)))),
+            (None, None) => None,
+        };
+        if words.get("policy") == Some("auto") {
+            create.failure_policy = FailurePolicy::AutoRecreate;
+        }
+        create
+    }
+
+    fn update(&self, words: &Words) -> SandboxUpdate {
+        SandboxUpdate {
+            expire_time: words.get("expire").map(|at| (at != "never").then(|| START.plus(nanos(at)))),
+            labels: words.get("labels").map(|_| words.labels("labels")),
+            failure_policy: words.get("policy").map(|policy| match policy {
+                "auto" => FailurePolicy::AutoRecreate,
+                _ => FailurePolicy::Manual,
+            }),
+            recovery_timeout_seconds: words.get("timeout").map(|text| text.parse().unwrap()),
+        }
+    }
+
+    fn report(&self, words: &Words) -> (Command, Actor) {
+        let reason = words.text("reason");
+        let state = match words.at(4) {
+            "running" => ReportedState::Running { endpoints: words.list("endpoints").map(Into::into).collect() },
+            "exited" => {
+                let exit_code = words.get("code").map(|code| code.parse().unwrap());
+                ReportedState::Exited { exit_code, reason, expired: words.has("expired") }
+            }
+            "start-failed" => ReportedState::StartFailed { reason },
+            "absent" => ReportedState::Absent,
+            "refused" => ReportedState::AdmissionRefused { reason },
+            other => panic!("agents don't report {other}"),
+        };
+        let agent = agent_id(words.at(1));
+        let sandbox_id = match self.target(words.at(2), None).sandbox {
+            SandboxRef::Id { id, .. } => id,
+            SandboxRef::Name(name) => self.world.state.sandbox_named(&name).unwrap().id.clone(),
+        };
+        let generation = words.at(3).parse().unwrap();
+        let incarnation = words.incarnation();
+        let actor = Actor::Agent(agent.clone());
+        (Command::Report(Report { agent, incarnation, sandbox_id, generation, state }), actor)
+    }
+
+    fn target(&self, text: &str, revision: Option<&str>) -> Target {
+        let mut target = match text.strip_prefix('#') {
+            None => by_name(text),
+            Some(alias) => {
+                let found = self.made.iter().find(|(id, _)| self.alias(id) == alias);
+                by_id(&found.map_or_else(|| alias.parse().unwrap(), |(id, _)| id.clone()))
+            }
+        };
+        target.expected_revision = revision.map(|text| text.parse().unwrap());
+        target
+    }
+
+    /// `web` for the first sandbox of that name, `web.2` for the second.
+    fn alias(&self, id: &SandboxId) -> String {
+        let at = self.made.iter().position(|(made, _)| made == id).unwrap();
+        let name = &self.made[at].1;
+        let nth = self.made[..=at].iter().filter(|(_, other)| other == name).count();
+        let short = name.to_string();
+        let short = short.strip_prefix("default/").unwrap_or(&short);
+        if nth == 1 { short.to_string() } else { format!("{short}.{nth}") }
+    }
+
+    fn plain_ids(&self, text: &str) -> String {
+        let replace = |text: String, (id, _): &(SandboxId, SandboxName)| {
+            text.replace(&id.to_string(), &format!("#{}", self.alias(id)))
+        };
+        self.made.iter().fold(text.to_string(), replace)
+    }
+
+    fn event(&self, revision: Revision, event: &Event) -> String {
+        let Header { actor, reason, request, subject, previous } = &event.header;
+        let mut line = format!("{revision:>2} {}", self.kind(&event.kind));
+        if let Some((id, _)) = &subject.sandbox {
+            write!(line, " #{}", self.alias(id)).unwrap();
+        }
+        if let Some(agent) = &subject.agent {
+            write!(line, " on {agent}").unwrap();
+        }
+        write!(line, " [after {previous}; {actor}").unwrap();
+        if let Some(request) = request {
+            let remembered = if request.memory.is_some() { ", remembered" } else { "" };
+            write!(line, "; request {}{remembered}", request.id).unwrap();
+        }
+        line.push(']');
+        if !reason.is_empty() {
+            write!(line, " {:?}", self.plain_ids(reason)).unwrap();
+        }
+        line
+    }
+
+    fn kind(&self, kind: &EventKind) -> String {
+        match kind {
+            EventKind::AgentRegistered(spec) => {
+                format!("AgentRegistered {{ {:?}, {} }}", spec.capacity, spec.incarnation.start)
+            }
+            EventKind::SandboxCreated(created) => {
+                let (expires, waits) = (seconds(created.expire_time), seconds(created.wait_until));
+                format!("SandboxCreated {{ expires {expires}, waits until {waits} }}")
+            }
+            EventKind::RequestsPruned { until, limit } => {
+                format!("RequestsPruned {{ until {}, limit {limit} }}", seconds(Some(*until)))
+            }
+            EventKind::SandboxUpdated(update) => {
+                let expires = update.expire_time.map_or("as it does".into(), seconds);
+                let SandboxUpdate { labels, failure_policy, recovery_timeout_seconds, .. } = update;
+                format!(
+                    "SandboxUpdated {{ expires {expires}, {labels:?}, {failure_policy:?}, {recovery_timeout_seconds:?} }}"
+                )
+            }
+            other => format!("{other:?}"),
+        }
+    }
+
+    fn outcome(&self, outcome: &Outcome) -> String {
+        let again = |duplicate: &bool| if *duplicate { ", the first answer again" } else { "" };
+        match outcome {
+            Outcome::Sandbox { sandbox, revision, duplicate } => {
+                format!("{} (by revision {revision}{})", self.sandbox(sandbox), again(duplicate))
+            }
+            Outcome::Gone { id, revision, duplicate, .. } => {
+                format!("#{} is gone (by revision {revision}{})", self.alias(id), again(duplicate))
+            }
+            Outcome::Agent(agent) => agent_line(agent),
+            Outcome::AgentRemoved { released } => format!("removed, {released} released"),
+            Outcome::Done => "done".into(),
+        }
+    }
+
+    fn sandbox(&self, sandbox: &Sandbox) -> String {
+        let status = &sandbox.status;
+        let mut line = format!("#{} {}", self.alias(&sandbox.id), status.phase.as_str());
+        if status.generation > 0 {
+            write!(line, " generation {}", status.generation).unwrap();
+        }
+        let held = status.held.iter().map(|held| format!("{}:{}", held.generation, held.agent));
+        write!(line, " holds [{}]", held.collect::<Vec<_>>().join(" ")).unwrap();
+        if let Some(code) = status.exit_code {
+            write!(line, " exit code {code}").unwrap();
+        }
+        if !status.endpoints.is_empty() {
+            write!(line, " at {:?}", status.endpoints).unwrap();
+        }
+        write!(line, " rev {}", status.revision).unwrap();
+        line
+    }
+
+    fn show(&mut self) {
+        let state = &self.world.state;
+        let mut lines: Vec<String> = state.agents().map(agent_line).collect();
+        lines.extend(self.made.iter().filter_map(|(id, _)| state.sandbox(id)).map(|found| {
+            let reason = self.plain_ids(&found.status.reason);
+            format!("{}{}{reason}", self.sandbox(found), if reason.is_empty() { "" } else { ": " })
+        }));
+        lines.extend(state.requests.iter().map(|(key, record)| {
+            let namespace = key.namespace.as_ref().map_or("-", Label::as_str);
+            let ends = record.ends.map_or("with its sandbox".into(), |ends| seconds(Some(ends)));
+            format!("request {namespace}/{} ends {ends}", key.id)
+        }));
+        for line in lines {
+            writeln!(self.out, "  {line}").unwrap();
+        }
+    }
+}
+
+fn agent_line(agent: &Agent) -> String {
+    let Agent { spec, status, cordoned, reason, revision, allocated, ports, .. } = agent;
+    let cordoned = if *cordoned { ", cordoned" } else { "" };
+    let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+    let ports: Vec<_> = ports.iter().collect();
+    format!(
+        "agent {} {status:?}{cordoned}, start {}, {} of {} slots, cpu {}, memory {}, ports {ports:?}, rev {revision}{reason}",
+        spec.agent_id,
+        spec.incarnation.start,
+        allocated.slots,
+        spec.capacity.slots,
+        allocated.cpu_millis,
+        allocated.memory_bytes,
+    )
+}
+
+fn seconds(time: Option<Timestamp>) -> String {
+    let Some(time) = time else { return "never".into() };
+    let nanos = time.0 - START.0;
+    format!("{}s+{}ns", nanos.div_euclid(SECOND), nanos.rem_euclid(SECOND))
+}
