@@ -132,8 +132,7 @@ async fn a_lost_session_is_opened_again_with_a_higher_number() {
     assert_eq!((inventory.processed_sequence, inventory.sandboxes.len()), (1, 1));
 
     // The node itself goes and comes back under the same address.
-    let address = node.kill().await;
-    again.ended().await;
+    let address = node.kill();
     let mut node = Node::listen("a", &address.to_string()).await;
     let mut third = node.welcome().await;
     third.lead(3);
@@ -167,7 +166,9 @@ async fn a_node_of_another_cluster_stops_the_agent() {
     let folder = tempfile::tempdir().unwrap();
     let (mut ours, mut theirs) = (Node::start("a").await, Node::start("x").await);
     let agent = Agent::start(simulated(folder.path(), &[ours.address]));
-    ours.welcome().await;
+    let mut leader = ours.welcome().await;
+    leader.lead(1);
+    leader.inventory().await;
     agent.stop().await;
     let agent = Agent::start(simulated(folder.path(), &[theirs.address]));
     let mut session = theirs.session().await;
@@ -222,7 +223,7 @@ async fn time_ends_a_sandbox_while_no_control_node_is_there() {
     leader.command(Down::Create(v1::CreateCommand { expires_in_nanos, ..create("s1", &["x"]) })).await;
     leader.report("s1", SandboxState::Running).await;
     let began = Instant::now();
-    let address = node.kill().await;
+    let address = node.kill();
     drop(leader);
     let mut node = Node::listen("a", &address.to_string()).await;
     let mut leader = node.welcome().await;

@@ -29,13 +29,13 @@ use std::process::ExitCode;
 pub(crate) use files::{ExitRecord, Folder, Instructions, Outcome, ShimProcess, ShimSpec};
 
 /// The first argument of the shim.
-pub(crate) const SHIM: &str = "shim";
+pub const SHIM: &str = "shim";
 /// The first argument of the second stage.
-pub(crate) const SECOND_STAGE: &str = "shim-exec";
+pub const SECOND_STAGE: &str = "shim-exec";
 /// The first argument of the program that tries whether namespaces can be made here.
 pub(crate) const PROBE: &str = "shim-probe";
 /// Set in the environment of every sandbox's processes.
-pub(crate) const ID_VARIABLE: &str = "SANDKEEPER_SANDBOX_ID";
+pub const ID_VARIABLE: &str = "SANDKEEPER_SANDBOX_ID";
 
 /// Why a stage could not do its work.
 #[derive(Debug, thiserror::Error)]

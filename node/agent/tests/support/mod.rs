@@ -15,6 +15,7 @@ use sandkeeper_proto::v1::agent_message::Body as Up;
 use sandkeeper_proto::v1::agent_service_server::{AgentService, AgentServiceServer};
 use sandkeeper_proto::v1::server_message::Body as Down;
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -37,7 +38,8 @@ pub struct Node {
     pub address: SocketAddr,
     sessions: mpsc::Receiver<Session>,
     tunnels: mpsc::Receiver<Streaming<v1::TunnelUp>>,
-    server: JoinHandle<()>,
+    /// Its own, so that it can go with all its connections.
+    runtime: Option<Runtime>,
 }
 
 /// The node's end of a session.
@@ -93,7 +95,9 @@ impl Node {
     }
 
     pub async fn listen(name: &str, on: &str) -> Self {
-        let listener = TcpListener::bind(on).await.unwrap();
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let on = on.to_owned();
+        let listener = runtime.spawn(async move { TcpListener::bind(on).await.unwrap() }).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (session_sender, sessions) = mpsc::channel(1_024);
         let (tunnel_sender, tunnels) = mpsc::channel(16);
@@ -101,8 +105,8 @@ impl Node {
         let serve = tonic::transport::Server::builder()
             .add_service(AgentServiceServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));
-        let server = tokio::spawn(async move { serve.await.unwrap() });
-        Self { name: name.to_owned(), address, sessions, tunnels, server }
+        runtime.spawn(serve);
+        Self { name: name.to_owned(), address, sessions, tunnels, runtime: Some(runtime) }
     }
 
     /// The next session, not welcomed yet.
@@ -126,10 +130,16 @@ impl Node {
     }
 
     /// Goes as if it were killed.
-    pub async fn kill(self) -> SocketAddr {
-        self.server.abort();
-        let _ = self.server.await;
+    pub fn kill(self) -> SocketAddr {
         self.address
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -227,7 +237,7 @@ impl Session {
         }
     }
 
-    /// Until the agent has ended the session.
+    /// Until the agent has ended the session, or the connection is gone.
     pub async fn ended(&mut self) {
         soon("the session ends", async { while let Ok(Some(_)) = self.up.message().await {} }).await;
     }

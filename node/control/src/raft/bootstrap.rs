@@ -150,14 +150,15 @@ pub async fn announce_addresses(node: &RaftNode) -> Result<(), BootstrapError> {
     let local = node.local();
     let mut progress = Progress::default();
     loop {
-        let members = node.members();
+        // Not from the metrics, which are empty in the first moments.
+        let members = effective_members(node).await?;
         if members.get(&local.node_id).is_none_or(|known| *known == local.member) {
             return Ok(());
         }
         // The leader does not reach this node where it was, so this node may not know who leads: it asks everybody.
         for (id, member) in members.iter().filter(|(id, _)| **id != local.node_id) {
             match join_through(node, *id, &member.peer_address).await {
-                Ok(()) => break,
+                Ok(()) => return Ok(()),
                 Err(JoinError::Refused(why)) => return Err(BootstrapError::Refused(why)),
                 Err(JoinError::NotNow(why)) => {
                     progress.say(format!(
@@ -172,6 +173,14 @@ pub async fn announce_addresses(node: &RaftNode) -> Result<(), BootstrapError> {
 
 async fn is_initialized(node: &RaftNode) -> Result<bool, BootstrapError> {
     node.inner.raft.is_initialized().await.map_err(|fatal| BootstrapError::Stopped(fatal.to_string()))
+}
+
+async fn effective_members(node: &RaftNode) -> Result<BTreeMap<NodeId, Member>, BootstrapError> {
+    let members = node.inner.raft.with_raft_state(|state| {
+        let membership = state.membership_state.effective();
+        membership.nodes().map(|(id, member)| (*id, member.clone())).collect()
+    });
+    members.await.map_err(|fatal| BootstrapError::Stopped(fatal.to_string()))
 }
 
 /// Asks everybody at the addresses who they are. A DNS name may stand for several.

@@ -202,6 +202,7 @@ impl RaftNode {
         if known.as_ref().is_some_and(|known| *known != member) {
             tracing::info!(node = %member, "a member has new addresses");
             let set = ChangeMembers::SetNodes(BTreeMap::from([(id, member.clone())]));
+            self.inner.peers.note_address(id, &member.peer_address);
             outcome(self.inner.raft.change_membership(set, true).await)?;
         }
         if self.voters().contains(&id) {

@@ -46,8 +46,9 @@ impl PeerNetwork {
     }
 
     fn link(&self, target: NodeId, node: &Member, use_of: Use) -> PeerLink {
-        let address = node.peer_address.clone();
-        PeerLink { peers: Arc::clone(&self.peers), target, address, use_of, exchange: None }
+        let first_address = node.peer_address.clone();
+        self.peers.note_address(target, &first_address);
+        PeerLink { peers: Arc::clone(&self.peers), target, first_address, use_of, exchange: None }
     }
 }
 
@@ -76,7 +77,8 @@ enum Use {
 pub struct PeerLink {
     peers: Arc<Peers>,
     target: NodeId,
-    address: String,
+    /// Where the target was when the link was made.
+    first_address: String,
     use_of: Use,
     /// The stream that is kept for heartbeats. Taken out while one is on its way, so that one that is given up
     /// takes its stream with it, and no late answer is taken for the next one's.
@@ -84,15 +86,20 @@ pub struct PeerLink {
 }
 
 impl PeerLink {
+    /// Where the target is. It may move while the link lives.
+    fn address(&self) -> String {
+        self.peers.address_of(self.target).unwrap_or_else(|| self.first_address.clone())
+    }
+
     fn client(&self) -> Result<PeerClient, RPCError<TypeConfig>> {
         self.peers
-            .client(&self.address, Some(self.target))
+            .client(&self.address(), Some(self.target))
             .map_err(|error| Unreachable::from_string(error).into())
     }
 
     /// Makes an error of openraft's from a gRPC status. `Unreachable` makes openraft wait before it tries again.
     fn failed(&self, status: &Status) -> RPCError<TypeConfig> {
-        let text = format!("peer {}: {}", self.address, reason(status));
+        let text = format!("peer {}: {}", self.address(), reason(status));
         match status.code() {
             Code::Aborted | Code::Internal | Code::Cancelled => NetworkError::from_string(text).into(),
             _ => Unreachable::from_string(text).into(),
@@ -104,7 +111,8 @@ impl PeerLink {
     }
 
     fn unreadable(&self, error: &codec::CodecError) -> RPCError<TypeConfig> {
-        Unreachable::from_string(format!("peer {} answered what can't be read: {error}", self.address)).into()
+        Unreachable::from_string(format!("peer {} answered what can't be read: {error}", self.address()))
+            .into()
     }
 
     /// One call with one small message each way.

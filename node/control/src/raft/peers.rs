@@ -58,12 +58,14 @@ impl From<InvalidAddress> for Status {
 pub struct Peers {
     local: Arc<LocalNode>,
     channels: Mutex<HashMap<String, Channel>>,
+    /// Where members were found last. openraft keeps its links when a member's address changes.
+    addresses: Mutex<HashMap<NodeId, String>>,
 }
 
 impl Peers {
     /// Without any connection yet.
     pub fn new(local: Arc<LocalNode>) -> Self {
-        Self { local, channels: Mutex::default() }
+        Self { local, channels: Mutex::default(), addresses: Mutex::default() }
     }
 
     /// This node.
@@ -88,6 +90,20 @@ impl Peers {
             channel
         };
         Ok(self.introduce(channel, to))
+    }
+
+    /// Takes note of where a member is.
+    pub(super) fn note_address(&self, node: NodeId, address: &str) {
+        let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        if addresses.len() >= MAX_CHANNELS {
+            addresses.clear();
+        }
+        addresses.insert(node, address.to_owned());
+    }
+
+    /// Where a member was found last.
+    pub(super) fn address_of(&self, node: NodeId) -> Option<String> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
     }
 
     /// A client with a connection of its own, for a transfer that would hold up others on a shared one.

@@ -68,7 +68,7 @@ impl Exchange {
         link: &PeerLink,
         request: &AppendEntriesRequest<TypeConfig>,
     ) -> Result<Answer, RPCError<TypeConfig>> {
-        let ended = || Unreachable::from_string(format!("peer {} ended the stream", link.address));
+        let ended = || Unreachable::from_string(format!("peer {} ended the stream", link.address()));
         let message = RaftMessage { payload: codec::encode_append(request) };
         self.requests.send(message).await.map_err(|_| ended())?;
         next_answer(link, &mut self.answers).await.unwrap_or_else(|| Err(ended().into()))

@@ -41,7 +41,7 @@ pub(super) async fn send(
 ) -> Outcome {
     let file = snapshot.snapshot;
     let announcement = Announcement { meta: snapshot.meta, length: file.length(), digest: file.digest() };
-    let mut client = link.peers.separate_client(&link.address, link.target).map_err(|error| {
+    let mut client = link.peers.separate_client(&link.address(), link.target).map_err(|error| {
         StreamingError::from(RPCError::from(openraft::errors::Unreachable::from_string(error)))
     })?;
     let ask = client.snapshot_offset(SnapshotOffsetRequest { meta: codec::encode(&announcement) });
@@ -51,7 +51,7 @@ pub(super) async fn send(
         .map_err(|status| link.failed(&status))?
         .into_inner()
         .offset;
-    tracing::info!(peer = %link.address, bytes = file.length(), offset, "sending a snapshot");
+    tracing::info!(peer = link.address(), bytes = file.length(), offset, "sending a snapshot");
 
     let (chunks, queue) = mpsc::channel(QUEUE);
     let head = codec::encode(&TransferHead { vote, announcement });
