@@ -125,11 +125,9 @@ impl Cluster {
         let peers: Vec<_> = self.nodes.iter().map(|node| node.peer.clone()).collect();
         let log = self.folder().join(format!("n{index}.log"));
         let node = &self.nodes[index];
-        let mut command = Command::new(binary());
-        command.arg("server").args(["--name", &node.name]).arg("--data-dir").arg(&node.data_dir);
-        command.args(["--listen-api", &node.api, "--listen-peer", &node.peer, "--listen-http", &node.http]);
+        let mut command = server_command(node);
         command.args(["--join", &peers.join(","), "--bootstrap-expect", &self.options.nodes.to_string()]);
-        command.args(&self.options.server_flags).env("RUST_BACKTRACE", "1");
+        command.args(&self.options.server_flags);
         self.nodes[index].process = Some(Process::start(command, &log));
     }
 
@@ -144,6 +142,26 @@ impl Cluster {
         command.args(["--cpu", "8", "--memory", "8GiB", "--terminate-grace", "1s"]);
         command.args(&self.options.agent_flags).env("RUST_BACKTRACE", "1");
         self.agents[index].process = Some(Process::start(command, &log));
+    }
+
+    /// Starts one more control node, with an empty data directory, that is to join.
+    pub fn add_node(&mut self) {
+        let ports = free_ports(3);
+        let index = self.nodes.len();
+        let address = |port: u16| format!("127.0.0.1:{port}");
+        let joins: Vec<_> = self.nodes.iter().map(|node| node.peer.clone()).collect();
+        let node = NodeProcess {
+            name: format!("n{index}"),
+            api: address(ports[0]),
+            peer: address(ports[1]),
+            http: address(ports[2]),
+            data_dir: self.folder().join(format!("n{index}")),
+            process: None,
+        };
+        let mut command = server_command(&node);
+        command.args(["--join", &joins.join(",")]).args(&self.options.server_flags);
+        let log = self.folder().join(format!("n{index}.log"));
+        self.nodes.push(NodeProcess { process: Some(Process::start(command, &log)), ..node });
     }
 
     /// Kills a control node with -9.
@@ -177,7 +195,7 @@ impl Cluster {
         self.client_of(&(0..self.nodes.len()).collect::<Vec<_>>())
     }
 
-    /// A client of some nodes.
+    /// A client of some of the nodes.
     ///
     /// # Panics
     /// If none is named.
@@ -312,13 +330,20 @@ impl Cluster {
     }
 }
 
+fn server_command(node: &NodeProcess) -> Command {
+    let mut command = Command::new(binary());
+    command.arg("server").args(["--name", &node.name]).arg("--data-dir").arg(&node.data_dir);
+    command.args(["--listen-api", &node.api, "--listen-peer", &node.peer, "--listen-http", &node.http]);
+    command.env("RUST_BACKTRACE", "1");
+    command
+}
+
 /// A sandbox by its id; None if it is not in the state.
 ///
 /// # Errors
 /// If no node answers.
 pub async fn get(client: &Client, sandbox_id: &str) -> Result<Option<v1::Sandbox>, ClientError> {
-    let request = v1::GetSandboxRequest { r#ref: Some(by_id(sandbox_id)), read: None };
-    match client.get(request).await {
+    match client.get(by_id(sandbox_id), v1::ReadOptions::default()).await {
         Ok(response) => Ok(response.sandbox),
         Err(error) if error.code() == Some(sandkeeper_client::Code::NotFound) => Ok(None),
         Err(error) => Err(error),

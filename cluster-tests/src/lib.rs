@@ -3,6 +3,9 @@
 //! A test waits for a condition ([`eventually`]), never for a time. Everything that a test starts is killed, and its
 //! folder removed, when its [`Cluster`] goes out of scope; the folder stays if the test failed.
 
+// All of this crate is test code: a panic is how it reports.
+#![allow(clippy::missing_panics_doc, clippy::print_stderr)]
+
 mod binary;
 mod cluster;
 mod process;

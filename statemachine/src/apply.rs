@@ -11,7 +11,8 @@ use crate::ids::{AgentId, Generation, Revision, SandboxId, Term, Timestamp};
 use crate::spec::{Capacity, Mode};
 use crate::state::digest::{chain, digest_of};
 use crate::state::{
-    Agent, AgentStatus, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State, Status,
+    Agent, AgentStatus, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State,
+    Status,
 };
 
 /// What became of an entry.
@@ -75,7 +76,11 @@ impl State {
     fn apply_to_agent(&mut self, header: &Header, kind: &EventKind) {
         let id = subject_agent(header);
         if let EventKind::AgentRemoved { .. } = kind {
-            assert!(self.agents.contains_key(id), "event {} removes agent {id}, which is not there", self.revision);
+            assert!(
+                self.agents.contains_key(id),
+                "event {} removes agent {id}, which is not there",
+                self.revision
+            );
             assert!(self.held_by(id).next().is_none(), "agent {id} is removed, but holds allocations");
             self.remove_agent(id);
             return;
@@ -215,7 +220,9 @@ impl State {
     fn check_transition(&self, sandbox: &Sandbox, kind: &EventKind) {
         use Phase::{Allocated, Failed, Lost, Pending, Running, Terminating};
         let from: &[Phase] = match kind {
-            EventKind::SandboxAllocated { .. } | EventKind::SandboxFailed { released: None, .. } => &[Pending],
+            EventKind::SandboxAllocated { .. } | EventKind::SandboxFailed { released: None, .. } => {
+                &[Pending]
+            }
             EventKind::SandboxRunning { .. } | EventKind::SandboxFailed { .. } => &[Allocated, Running, Lost],
             EventKind::SandboxLost => &[Allocated, Running],
             EventKind::SandboxReset => &[Allocated, Running, Failed],
@@ -226,7 +233,12 @@ impl State {
         };
         let phase = sandbox.status.phase;
         let id = &sandbox.id;
-        assert!(from.contains(&phase), "event {} can't happen to {} sandbox {id}", self.revision, phase.as_str());
+        assert!(
+            from.contains(&phase),
+            "event {} can't happen to {} sandbox {id}",
+            self.revision,
+            phase.as_str()
+        );
     }
 
     fn finish_sandbox(&mut self, header: &Header, released: Option<Generation>, time: Timestamp) {
@@ -281,13 +293,18 @@ impl State {
         // A sandbox remembers the request that made it; its end starts that request's retention.
         let made_it = matches!(event.kind, EventKind::SandboxCreated(_));
         let ends = (!made_it).then(|| time.plus(memory.retention));
-        self.put_request(key, RequestRecord { digest: memory.digest, retention: memory.retention, ends, result });
+        self.put_request(
+            key,
+            RequestRecord { digest: memory.digest, retention: memory.retention, ends, result },
+        );
     }
 
     fn subject_record(&self, header: &Header) -> Sandbox {
         let id = subject_sandbox(header);
         let record = self.sandboxes.get(id);
-        record.unwrap_or_else(|| panic!("event {} is about sandbox {id}, which is not there", self.revision)).clone()
+        record
+            .unwrap_or_else(|| panic!("event {} is about sandbox {id}, which is not there", self.revision))
+            .clone()
     }
 }
 

@@ -34,7 +34,8 @@ impl Cause {
 
     /// The same cause, for events that are not what the request is remembered by.
     pub(crate) fn consequence(&self) -> Self {
-        let request = self.request.as_ref().map(|request| RequestRef { id: request.id.clone(), memory: None });
+        let request =
+            self.request.as_ref().map(|request| RequestRef { id: request.id.clone(), memory: None });
         Self { actor: self.actor.clone(), request }
     }
 

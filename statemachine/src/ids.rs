@@ -67,7 +67,10 @@ fn check_name(text: &str, dots: bool) -> Result<(), InvalidName> {
         return Err(InvalidName("must not be empty".into()));
     };
     if bytes.len() > MAX_LABEL_BYTES {
-        return Err(InvalidName(format!("must have at most {MAX_LABEL_BYTES} characters, has {}", bytes.len())));
+        return Err(InvalidName(format!(
+            "must have at most {MAX_LABEL_BYTES} characters, has {}",
+            bytes.len()
+        )));
     }
     let inner = |b: u8| is_alphanumeric(b) || b == b'-' || (dots && b == b'.');
     if is_alphanumeric(*first) && is_alphanumeric(*last) && bytes.iter().all(|b| inner(*b)) {

@@ -30,18 +30,18 @@ pub use command::{
 pub use decide::{Outcome, Surroundings, decide};
 pub use draft::Draft;
 pub use entry::{DecodeError, ENTRY_FORMAT, Entry, MAX_ENTRY_BYTES};
-pub use event::{Event, EventKind, Header, RequestMemory, RequestRef, SandboxCreated, SandboxUpdate, Subject};
+pub use event::{
+    Event, EventKind, Header, RequestMemory, RequestRef, SandboxCreated, SandboxUpdate, Subject,
+};
 pub use ids::{
-    AgentId, Digest, Generation, Incarnation, InvalidName, Label, MAX_LABEL_BYTES, MAX_REQUEST_ID_BYTES, RequestId,
-    Revision, SandboxId, SandboxName, Term, Timestamp,
+    AgentId, Digest, Generation, Incarnation, InvalidName, Label, MAX_LABEL_BYTES, MAX_REQUEST_ID_BYTES,
+    RequestId, Revision, SandboxId, SandboxName, Term, Timestamp,
 };
 pub use placement::Shortage;
 pub use rejection::Rejection;
 pub use snapshot::{MAX_CHUNK_BYTES, SnapshotError};
-pub use spec::{
-    Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resources, SandboxSpec, Shape,
-};
+pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resources, SandboxSpec, Shape};
 pub use state::{
-    Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State,
-    Status,
+    Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult,
+    Sandbox, State, Status,
 };

@@ -52,7 +52,7 @@ pub const MAX_ACTOR_BYTES: usize = 256;
 pub const MAX_ENDPOINT_BYTES: usize = MAX_LABEL_TEXT_BYTES + 6;
 /// The most bytes that the events of one command about many sandboxes (a loss, a removal) take, but for the last
 /// sandbox's: a small part of an entry, and enough for 4,096 sandboxes with usual names.
-pub const MAX_BULK_BYTES: usize = 512 * 1024;
+pub const MAX_BULK_BYTES: usize = 640 * 1024;
 /// The most bytes that the events of any one command take, with the allocations that they make possible.
 pub const MAX_DECISION_BYTES: usize = 768 * 1024;
 /// The most pairs of a waiting shape and an agent that one housekeeping command compares: some milliseconds.
@@ -148,7 +148,11 @@ pub fn check_create(create: &CreateSandbox) -> Result<(), Vec<Violation>> {
     let timeout = u64::from(create.recovery_timeout_seconds);
     check.at_most("recovery_timeout_seconds", "seconds", timeout, MAX_RECOVERY_TIMEOUT_SECONDS.into());
     if let Some(crate::command::Expiry::After(nanos)) = create.expiry {
-        check.require((1..=MAX_DURATION_NANOS).contains(&nanos), "ttl", "must be more than 0 and at most ten years");
+        check.require(
+            (1..=MAX_DURATION_NANOS).contains(&nanos),
+            "ttl",
+            "must be more than 0 and at most ten years",
+        );
     }
     if let Some(nanos) = create.wait {
         let good = (1..=MAX_DURATION_NANOS).contains(&nanos);
@@ -167,7 +171,12 @@ pub fn check_update(update: &crate::event::SandboxUpdate) -> Result<(), Vec<Viol
         check.labels("labels", labels);
     }
     if let Some(timeout) = update.recovery_timeout_seconds {
-        check.at_most("recovery_timeout_seconds", "seconds", timeout.into(), MAX_RECOVERY_TIMEOUT_SECONDS.into());
+        check.at_most(
+            "recovery_timeout_seconds",
+            "seconds",
+            timeout.into(),
+            MAX_RECOVERY_TIMEOUT_SECONDS.into(),
+        );
     }
     check.done()
 }

@@ -49,7 +49,13 @@ impl fmt::Display for Shortage {
             (self.memory, "with too little memory left"),
             (self.ports, "with a port taken"),
         ];
-        write!(f, "of {} agent{} in pool {:?}:", self.agents, if self.agents == 1 { "" } else { "s" }, self.pool)?;
+        write!(
+            f,
+            "of {} agent{} in pool {:?}:",
+            self.agents,
+            if self.agents == 1 { "" } else { "s" },
+            self.pool
+        )?;
         let mut separator = " ";
         for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
             write!(f, "{separator}{count} {what}")?;
@@ -134,11 +140,8 @@ pub(crate) fn place_on<'a>(
 
 /// Says why [`place`] found nobody.
 pub(crate) fn shortage(state: &State, shape: &Shape) -> Shortage {
-    let mut shortage = Shortage {
-        pool: shape.pool.to_string(),
-        waiting: state.queue_length(shape),
-        ..Shortage::default()
-    };
+    let mut shortage =
+        Shortage { pool: shape.pool.to_string(), waiting: state.queue_length(shape), ..Shortage::default() };
     let pool = state.pool(&shape.pool);
     shortage.agents = pool.agents;
     if shape.agent_selector.is_empty() {

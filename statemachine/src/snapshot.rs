@@ -118,7 +118,7 @@ impl State {
                 }
                 Chunk::Sandboxes(sandboxes) => {
                     for sandbox in sandboxes {
-                        if !state.can_hold(&sandbox) {
+                        if !state.requests.is_empty() || !state.can_hold(&sandbox) {
                             return Err(SnapshotError::OutOfPlace(index));
                         }
                         state.put_sandbox(sandbox);
@@ -186,7 +186,8 @@ fn unburdened(agent: Agent) -> Agent {
 
 fn decode(bytes: &[u8]) -> Result<Chunk, String> {
     let config = bincode::config::standard().with_limit::<MAX_CHUNK_BYTES>();
-    let (chunk, read) = bincode::serde::decode_from_slice(bytes, config).map_err(|error| error.to_string())?;
+    let (chunk, read) =
+        bincode::serde::decode_from_slice(bytes, config).map_err(|error| error.to_string())?;
     if read == bytes.len() { Ok(chunk) } else { Err(format!("{} bytes follow it", bytes.len() - read)) }
 }
 

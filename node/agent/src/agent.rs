@@ -39,10 +39,12 @@ pub async fn run(config: AgentConfig, token: CancellationToken) -> Result<(), Ag
     let ledger = open_ledger(&config).await?;
     let (exits, exited) = mpsc::channel(EXITS);
     let runtime =
-        ProcessRuntime::open(&config.data_dir, &config.agent_id, process, config.terminate_grace, exits).await?;
+        ProcessRuntime::open(&config.data_dir, &config.agent_id, process, config.terminate_grace, exits)
+            .await?;
     let (directory, look_up) = Directory::new(config.servers.clone(), token.child_token());
     let looking = tokio::spawn(look_up);
-    let network = Network { connections: Arc::new(Connections::new(session::STREAMS_PER_CONNECTION)), directory };
+    let network =
+        Network { connections: Arc::new(Connections::new(session::STREAMS_PER_CONNECTION)), directory };
     let result = drive(config, ledger, runtime, exited, network, token.child_token()).await;
     looking.abort();
     result
@@ -59,7 +61,10 @@ pub(crate) struct Network {
 pub(crate) fn check(config: &AgentConfig) -> Result<(), AgentError> {
     let bad = |what: String| Err(AgentError::Config(what));
     if !crate::spec::is_usable_id(&config.agent_id) {
-        return bad(format!("agent id {:?} may only have letters, digits, '-', '_' and '.'", config.agent_id));
+        return bad(format!(
+            "agent id {:?} may only have letters, digits, '-', '_' and '.'",
+            config.agent_id
+        ));
     }
     if config.servers.is_empty() {
         return bad("no control node is named (--servers)".to_owned());
@@ -102,8 +107,11 @@ pub(crate) async fn drive<R: Runtime>(
         state.table.put(Sandbox { phase, expired, ..Sandbox::creating(order) });
     }
     tracing::info!(
-        agent_id = config.agent_id, start = state.fence.incarnation.start, term = state.fence.term,
-        sandboxes = state.table.len(), "agent started"
+        agent_id = config.agent_id,
+        start = state.fence.incarnation.start,
+        term = state.fence.term,
+        sandboxes = state.table.len(),
+        "agent started"
     );
     let (standing, standing_seen) = watch::channel(Standing {
         cluster_id: state.fence.cluster_id.clone().unwrap_or_default(),
@@ -203,7 +211,7 @@ impl<R: Runtime> Loop<R> {
             }
             Message::Closed { session } => self.plan(Input::Closed { session }, now).await,
             Message::SentAway { server, reason } => Err(AgentError::SentAway { server, reason }),
-            Message::Runtime(result) => self.plan(result?, now).await,
+            Message::Runtime(input) => self.plan(input, now).await,
             Message::Server { session, message, received } => self.hear(session, *message, received).await,
         }
     }

@@ -17,7 +17,10 @@ impl BootTime {
     /// If the kernel has no CLOCK_BOOTTIME, which every Linux since 2.6.39 has.
     pub fn now() -> Self {
         let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("every supported kernel has CLOCK_BOOTTIME");
-        Self(u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec()).unwrap_or(0))
+        Self(
+            u64::try_from(now.tv_sec()).unwrap_or(0) * 1_000_000_000
+                + u64::try_from(now.tv_nsec()).unwrap_or(0),
+        )
     }
 
     /// This time and `nanos` more; a negative number counts as nothing, for what is over is over now.

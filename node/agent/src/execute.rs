@@ -1,7 +1,8 @@
 //! Does what a plan says, thinly: the state's part by [`State::apply`], the outside part here.
 //!
 //! Only ledger writes are waited for, because what follows rests on them. Runtime calls become tasks whose results come
-//! back through the mailbox. What goes to control nodes never waits: a session whose queue is full is closed, and the
+//! back through the mailbox; one that fails is tried again until it succeeds, because its sandbox is what the table says
+//! only then, and because one workload must not be able to stop the agent of all others. What goes to control nodes never waits: a session whose queue is full is closed, and the
 //! inventory that its successor is asked for says everything again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,6 +27,26 @@ use crate::wire;
 
 /// The most tunnels at once: each costs a file and 128 KiB.
 const TUNNELS: usize = 256;
+
+/// How long runtime calls go on when the agent ends.
+const LATE_CALLS: Duration = Duration::from_secs(4);
+/// The first and the longest pause before a runtime call that failed is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Does `call` until it succeeds.
+async fn insist<F: Future<Output = Result<(), RuntimeFault>>>(
+    what: &str,
+    sandbox_id: &str,
+    call: impl Fn() -> F,
+) {
+    let mut pause = FIRST_PAUSE;
+    while let Err(fault) = call().await {
+        tracing::error!(sandbox_id, fault = fault.with_causes(), "can't {what}; trying again in {pause:?}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
 
 /// What the loop has in its hands to do things with.
 pub(crate) struct Executor<R> {
@@ -120,19 +141,25 @@ impl<R: Runtime> Executor<R> {
             Action::Create(order) => self.create(order),
             Action::End { sandbox_id } => {
                 let (runtime, grace) = (Arc::clone(&self.runtime), self.grace);
-                self.spawn(async move { runtime.end(&sandbox_id, grace).await.map(|()| None) });
+                self.spawn(async move {
+                    insist("end a sandbox", &sandbox_id, || runtime.end(&sandbox_id, grace)).await;
+                    None
+                });
             }
             Action::Remove { sandbox_id } => {
                 let (runtime, grace) = (Arc::clone(&self.runtime), self.grace);
                 self.spawn(async move {
-                    runtime.remove(&sandbox_id, grace).await?;
-                    Ok(Some(Input::Removed { sandbox_id }))
+                    insist("remove a sandbox", &sandbox_id, || runtime.remove(&sandbox_id, grace)).await;
+                    Some(Input::Removed { sandbox_id })
                 });
             }
             Action::Instruct { sandbox_id, expires_at, leased } => {
                 self.runtime.instruct(&sandbox_id, expires_at, leased);
                 let runtime = Arc::clone(&self.runtime);
-                self.spawn(async move { runtime.deliver(&sandbox_id).await.map(|()| None) });
+                self.spawn(async move {
+                    insist("instruct a sandbox's shim", &sandbox_id, || runtime.deliver(&sandbox_id)).await;
+                    None
+                });
             }
             Action::Report { sandbox_id, generation } => {
                 self.unreported.insert((sandbox_id, generation));
@@ -195,7 +222,11 @@ impl<R: Runtime> Executor<R> {
         let Some(link) = self.links.get(&session) else { return };
         for message in messages {
             if link.outbound.try_send(message).is_err() {
-                tracing::warn!(session, server = link.server, "the control node does not read: session closed");
+                tracing::warn!(
+                    session,
+                    server = link.server,
+                    "the control node does not read: session closed"
+                );
                 link.close.cancel();
                 self.links.remove(&session);
                 return;
@@ -235,22 +266,36 @@ impl<R: Runtime> Executor<R> {
     fn create(&self, order: Order) {
         let runtime = Arc::clone(&self.runtime);
         self.spawn(async move {
+            let id = &order.spec.sandbox_id;
             let result = match runtime.create(order.clone()).await {
                 Ok(()) => Ok(()),
                 Err(CreateError::Start(reason)) => Err(reason),
-                Err(CreateError::Fault(fault)) => return Err(fault),
+                Err(CreateError::Fault(fault)) => {
+                    // "Failed" means that nothing is left.
+                    insist("clear a failed start", id, || runtime.remove(id, Duration::ZERO)).await;
+                    Err(fault.with_causes())
+                }
             };
-            Ok(Some(Input::Created { order, result }))
+            Some(Input::Created { order, result })
         });
     }
 
-    /// Runs a runtime call beside the loop. A fault ends the agent.
-    fn spawn(&self, call: impl Future<Output = Result<Option<Input>, RuntimeFault>> + Send + 'static) {
+    /// Runs a runtime call beside the loop. One that fails again and again ends with the agent.
+    fn spawn(&self, call: impl Future<Output = Option<Input>> + Send + 'static) {
         let mailbox = self.mailbox.clone();
+        let token = self.token.clone();
         self.tasks.spawn(async move {
-            if let Some(result) = call.await.transpose() {
-                // The loop is gone only when the agent ends: what is there then is found at the next start.
-                let _ = mailbox.send(Message::Runtime(result)).await;
+            // When the agent ends, calls under way get some time to end too.
+            let late = async {
+                token.cancelled().await;
+                tokio::time::sleep(LATE_CALLS).await;
+            };
+            tokio::select! {
+                input = call => if let Some(input) = input {
+                    // The loop is gone only when the agent ends: what is there then is found at the next start.
+                    let _ = mailbox.send(Message::Runtime(input)).await;
+                },
+                () = late => {}
             }
         });
     }
@@ -299,7 +344,9 @@ impl<R: Runtime> Executor<R> {
     pub(crate) async fn finish(self, deadline: Duration) {
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
-            tracing::warn!("the agent ends in the middle of runtime calls; the next start takes up what is there");
+            tracing::warn!(
+                "the agent ends in the middle of runtime calls; the next start takes up what is there"
+            );
         }
     }
 }

@@ -216,7 +216,10 @@ fn decode(content: &[u8], path: &Path) -> Result<Record, LedgerError> {
     let checksum = u32::from_be_bytes([content[14], content[15], content[16], content[17]]);
     let body = &content[HEADER..];
     if length != body.len() {
-        return Err(damaged(format!("it should have {length} bytes after its header and has {}", body.len())));
+        return Err(damaged(format!(
+            "it should have {length} bytes after its header and has {}",
+            body.len()
+        )));
     }
     if checksum != crc32fast::hash(body) {
         return Err(damaged("its checksum does not match".to_owned()));

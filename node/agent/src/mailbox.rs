@@ -6,7 +6,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::boottime::BootTime;
 use crate::plan::Input;
-use crate::runtime::RuntimeFault;
 use crate::session::Lease;
 
 /// How many messages wait at most. Sessions that bring more stop reading, and HTTP/2 stops their servers.
@@ -44,7 +43,7 @@ pub(crate) enum Message {
         reason: String,
     },
     /// A runtime call has ended.
-    Runtime(Result<Input, RuntimeFault>),
+    Runtime(Input),
 }
 
 /// The agent's end of a session.

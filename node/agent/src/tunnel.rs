@@ -76,7 +76,11 @@ pub(crate) async fn run(
     }
 }
 
-async fn copy(source: &Source, request: &v1::LogsRequest, sender: &mpsc::Sender<v1::TunnelUp>) -> Result<(), String> {
+async fn copy(
+    source: &Source,
+    request: &v1::LogsRequest,
+    sender: &mpsc::Sender<v1::TunnelUp>,
+) -> Result<(), String> {
     let failed = |error: std::io::Error| format!("can't read the log: {error}");
     let mut file = match File::open(&source.path).await {
         Ok(file) => file,

@@ -154,7 +154,12 @@ fn endpoint(host: &str, port: u16) -> String {
 }
 
 /// The whole table as it is now, in parts.
-pub(crate) fn inventory(table: &Table, term: u64, processed_sequence: u64, host: &str) -> Vec<v1::AgentMessage> {
+pub(crate) fn inventory(
+    table: &Table,
+    term: u64,
+    processed_sequence: u64,
+    host: &str,
+) -> Vec<v1::AgentMessage> {
     let all: Vec<_> = table
         .iter()
         .flat_map(|(_, sandbox)| {
@@ -180,7 +185,11 @@ pub(crate) fn inventory(table: &Table, term: u64, processed_sequence: u64, host:
 }
 
 /// Reports of changes, in as many messages as it takes.
-pub(crate) fn reports(term: u64, processed_sequence: u64, reports: Vec<v1::SandboxReport>) -> Vec<v1::AgentMessage> {
+pub(crate) fn reports(
+    term: u64,
+    processed_sequence: u64,
+    reports: Vec<v1::SandboxReport>,
+) -> Vec<v1::AgentMessage> {
     let mut rest = reports;
     let mut messages = Vec::with_capacity(rest.len().div_ceil(REPORTS_PER_MESSAGE));
     while !rest.is_empty() {
@@ -241,7 +250,9 @@ mod tests {
             (v1::CreateCommand { exposed_ports: vec![80, 65_536], ..create("a") }, "65536 is not a port"),
             (v1::CreateCommand { exposed_ports: vec![0], ..create("a") }, "0 is not a port"),
         ] {
-            let Body::Unusable { reason, .. } = create_body(bad, BootTime(0)) else { panic!("{says} is usable") };
+            let Body::Unusable { reason, .. } = create_body(bad, BootTime(0)) else {
+                panic!("{says} is usable")
+            };
             assert!(reason.contains(says), "{reason}");
         }
     }

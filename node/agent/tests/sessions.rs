@@ -17,7 +17,10 @@ async fn the_hello_says_who_the_agent_is_and_heartbeats_go_to_every_node() {
     let agent = Agent::start(simulated(folder.path(), &[a.address, b.address]));
     let (mut of_a, mut of_b) = (a.welcome().await, b.welcome().await);
     let hello = &of_a.hello;
-    assert_eq!((hello.agent_id.as_str(), hello.runtime.as_str(), hello.pool.as_str()), ("worker", "simulated", "default"));
+    assert_eq!(
+        (hello.agent_id.as_str(), hello.runtime.as_str(), hello.pool.as_str()),
+        ("worker", "simulated", "default")
+    );
     assert_eq!((hello.cluster_id.as_str(), hello.term), ("", 0));
     assert_eq!(hello.incarnation.as_ref().unwrap().start, 1);
     assert_eq!(hello.incarnation, of_b.hello.incarnation);
@@ -176,7 +179,10 @@ async fn a_node_of_another_cluster_stops_the_agent() {
     let error = agent.result().await.unwrap_err();
     assert!(matches!(&error, AgentError::WrongCluster { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("cluster green") && text.contains("cluster blue") && text.contains("--servers"), "{text}");
+    assert!(
+        text.contains("cluster green") && text.contains("cluster blue") && text.contains("--servers"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -190,10 +196,14 @@ async fn goodbyes_are_honoured() {
     session.say(0, 0, Down::Goodbye(later)).await;
     let mut session = node.welcome().await;
     assert!(said.elapsed() >= Duration::from_millis(400), "it came back early");
-    let fatal = v1::Goodbye { reason: "removed by an operator".to_owned(), retry_after_millis: 0, fatal: true };
+    let fatal =
+        v1::Goodbye { reason: "removed by an operator".to_owned(), retry_after_millis: 0, fatal: true };
     session.say(0, 0, Down::Goodbye(fatal)).await;
     let error = agent.result().await.unwrap_err();
-    assert!(matches!(&error, AgentError::SentAway { reason, .. } if reason == "removed by an operator"), "{error}");
+    assert!(
+        matches!(&error, AgentError::SentAway { reason, .. } if reason == "removed by an operator"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -293,7 +303,12 @@ async fn a_real_sandbox_runs_is_read_survives_the_agent_and_goes() {
     let mut leader = node.welcome().await;
     leader.lead(1);
     let id = "0123456789abcdef";
-    leader.create(id, &["sh", "-c", "echo one; echo two; while ! test -e go; do sleep 0.01; done; echo three; exit 4"]).await;
+    leader
+        .create(
+            id,
+            &["sh", "-c", "echo one; echo two; while ! test -e go; do sleep 0.01; done; echo three; exit 4"],
+        )
+        .await;
     leader.report(id, SandboxState::Running).await;
     leader.create("broken", &["no-such-program"]).await;
     let (_, failed) = leader.report("broken", SandboxState::Failed).await;
@@ -310,8 +325,7 @@ async fn a_real_sandbox_runs_is_read_survives_the_agent_and_goes() {
     let states: Vec<_> = inventory.sandboxes.iter().map(|s| (s.sandbox_id.as_str(), s.state())).collect();
     assert_eq!(states, [(id, SandboxState::Running)]);
     let kind = v1::open_tunnel::Kind::Logs(v1::LogsRequest { follow: true, tail_lines: 1 });
-    let open =
-        v1::OpenTunnel { tunnel_id: "t1".to_owned(), sandbox_id: id.to_owned(), kind: Some(kind) };
+    let open = v1::OpenTunnel { tunnel_id: "t1".to_owned(), sandbox_id: id.to_owned(), kind: Some(kind) };
     leader.say(0, 0, Down::OpenTunnel(open)).await;
     let mut tunnel = node.tunnel().await;
     let mut next = async || soon("the tunnel says more", tunnel.message()).await.unwrap();

@@ -71,8 +71,9 @@ async fn metrics(Shared(pages): Shared<Pages>) -> impl IntoResponse {
         log: pages.log.stats(),
     };
     let text = pages.metrics.scrape(&sources);
-    text.map(|text| ([(header::CONTENT_TYPE, OPENMETRICS)], text))
-        .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics could not be written: {error}\n")))
+    text.map(|text| ([(header::CONTENT_TYPE, OPENMETRICS)], text)).map_err(|error| {
+        (StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics could not be written: {error}\n"))
+    })
 }
 
 /// The process lives, and its Raft has not failed.

@@ -182,12 +182,24 @@ impl Metrics {
     fn register(&mut self) {
         let to = &mut self.registry;
         to.register("commands", "Commands of callers that were answered", self.commands.clone());
-        to.register("command_seconds", "From a command's arrival to its answer", self.command_seconds.clone());
+        to.register(
+            "command_seconds",
+            "From a command's arrival to its answer",
+            self.command_seconds.clone(),
+        );
         to.register("decide_seconds", "Deciding one batch of commands", self.decide_seconds.clone());
-        to.register("commit_seconds", "From the proposal of an entry until it is applied", self.commit_seconds.clone());
+        to.register(
+            "commit_seconds",
+            "From the proposal of an entry until it is applied",
+            self.commit_seconds.clone(),
+        );
         to.register("batch_commands", "Commands of one batch of the decider", self.batch_commands.clone());
         to.register("watchers", "Watchers of this node", self.watchers.clone());
-        to.register("watchers_cut_off", "Watchers that were cut off as too slow", self.watchers_cut_off.clone());
+        to.register(
+            "watchers_cut_off",
+            "Watchers that were cut off as too slow",
+            self.watchers_cut_off.clone(),
+        );
         to.register("applier_calls", "Calls of the applier to agents", self.applier_calls.clone());
         self.scraped.register(to);
     }
@@ -212,7 +224,11 @@ impl Scraped {
         to.register("raft_has_leader", "1 if this node knows of a leader", self.has_leader.clone());
         to.register("raft_last_log_index", "The last entry of the log", self.last_log_index.clone());
         to.register("raft_applied_index", "The last entry that is applied", self.applied_index.clone());
-        to.register("raft_snapshot_index", "The last entry of the newest snapshot", self.snapshot_index.clone());
+        to.register(
+            "raft_snapshot_index",
+            "The last entry of the newest snapshot",
+            self.snapshot_index.clone(),
+        );
         to.register("raft_purged_index", "The last entry that is purged", self.purged_index.clone());
         to.register("raft_members", "Members of the cluster", self.members.clone());
         to.register("revision", "The revision of the state", self.revision.clone());
@@ -292,7 +308,7 @@ fn set_capacity(family: &Numbers, capacity: Capacity) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::convert::tests::World;
+    use crate::api::testing::World;
     use crate::history::digests_of;
     use crate::raft::types::Member;
 

@@ -18,7 +18,11 @@ impl Draft {
         Ok(Outcome::Agent(Box::new(self.agent_named(id)?)))
     }
 
-    pub(super) fn register_agent(&mut self, cause: &mut Cause, spec: &AgentSpec) -> Result<Outcome, Rejection> {
+    pub(super) fn register_agent(
+        &mut self,
+        cause: &mut Cause,
+        spec: &AgentSpec,
+    ) -> Result<Outcome, Rejection> {
         check_agent(spec).map_err(Rejection::Invalid)?;
         let id = &spec.agent_id;
         let Some(known) = self.state().agent(id) else {
@@ -66,7 +70,12 @@ impl Draft {
         self.answer_agent(id)
     }
 
-    pub(super) fn lose_agent(&mut self, cause: &mut Cause, id: &AgentId, incarnation: Incarnation) -> Outcome {
+    pub(super) fn lose_agent(
+        &mut self,
+        cause: &mut Cause,
+        id: &AgentId,
+        incarnation: Incarnation,
+    ) -> Outcome {
         let Some(agent) = self.state().agent(id) else { return Outcome::Done };
         if agent.status != AgentStatus::Ready || agent.spec.incarnation != incarnation {
             return Outcome::Done;
@@ -136,26 +145,20 @@ impl Draft {
         }
         let released = held.len() as u64;
         let end = self.encoded_bytes() + MAX_BULK_BYTES;
-        let reason = format!("agent {id} was removed as fenced");
+        let reason = "its agent was removed as fenced";
         let consequence = &mut cause.consequence();
         for (sandbox, generation) in held {
             if self.encoded_bytes() >= end {
                 return self.answer_agent(id);
             }
-            self.release_fenced(consequence, &sandbox.id, generation, &reason);
+            self.release_fenced(consequence, &sandbox.id, generation, reason);
         }
         self.push_agent(cause, id, EventKind::AgentRemoved { released }, if fenced { "fenced" } else { "" });
         Ok(Outcome::AgentRemoved { released })
     }
 
     /// The operator vouches that this generation is not there any more.
-    fn release_fenced(
-        &mut self,
-        cause: &mut Cause,
-        id: &SandboxId,
-        generation: Generation,
-        reason: &str,
-    ) {
+    fn release_fenced(&mut self, cause: &mut Cause, id: &SandboxId, generation: Generation, reason: &str) {
         // An agent can hold two generations of one sandbox: the first release may have changed the record.
         let Some(sandbox) = self.state().sandbox(id).cloned() else { return };
         let status = &sandbox.status;

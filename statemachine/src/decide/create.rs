@@ -22,7 +22,10 @@ impl Draft {
         check_create(create).map_err(Rejection::Invalid)?;
         let spec = &create.spec;
         if cause.request.as_ref().is_some_and(|request| request.id != spec.request_id) {
-            return Err(Rejection::invalid("request_id", "must be the id of the request that makes the sandbox"));
+            return Err(Rejection::invalid(
+                "request_id",
+                "must be the id of the request that makes the sandbox",
+            ));
         }
         if let Some(holder) = self.state().sandbox_named(&spec.name) {
             return Err(Rejection::NameTaken { name: spec.name.clone(), holder: holder.id.clone() });
@@ -50,7 +53,9 @@ impl Draft {
             Mode::Strong => SandboxId::Strong(around.new_uuid()),
         };
         if self.state().sandbox(&id).is_some() {
-            return Err(Rejection::FailedPrecondition(format!("id {id} is taken already: send the request again")));
+            return Err(Rejection::FailedPrecondition(format!(
+                "id {id} is taken already: send the request again"
+            )));
         }
         let reason = match (&agent, ahead) {
             (Some(_), _) => String::new(),

@@ -25,8 +25,7 @@ impl Draft {
         for sandbox in expired {
             self.terminate(cause, &sandbox, "expired");
         }
-        let over: Vec<Sandbox> =
-            self.state().waited_too_long(now).take(left).cloned().collect();
+        let over: Vec<Sandbox> = self.state().waited_too_long(now).take(left).cloned().collect();
         for sandbox in over {
             let reason = format!("waited too long for capacity; {}", sandbox.status.reason);
             self.fail(cause, &sandbox, None, None, &reason);

@@ -18,9 +18,10 @@ impl Draft {
             SandboxRef::Id { id, .. } => {
                 self.state().sandbox(id).ok_or_else(|| Rejection::SandboxNotFound(id.to_string()))?
             }
-            SandboxRef::Name(name) => {
-                self.state().sandbox_named(name).ok_or_else(|| Rejection::SandboxNotFound(name.to_string()))?
-            }
+            SandboxRef::Name(name) => self
+                .state()
+                .sandbox_named(name)
+                .ok_or_else(|| Rejection::SandboxNotFound(name.to_string()))?,
         };
         match target.expected_revision {
             Some(expected) if expected != found.status.revision => Err(Rejection::RevisionMoved {
@@ -50,7 +51,9 @@ impl Draft {
         let unchanged = update.expire_time.is_none_or(|time| time == status.expire_time)
             && update.labels.as_ref().is_none_or(|labels| *labels == status.labels)
             && update.failure_policy.is_none_or(|policy| policy == status.failure_policy)
-            && update.recovery_timeout_seconds.is_none_or(|timeout| timeout == status.recovery_timeout_seconds);
+            && update
+                .recovery_timeout_seconds
+                .is_none_or(|timeout| timeout == status.recovery_timeout_seconds);
         if unchanged {
             return Ok(self.answer_about(&sandbox, status.revision));
         }
@@ -95,7 +98,8 @@ impl Draft {
         // It stands in the queue of its shape now; alone there, it may have an agent at once.
         if self.state().queue_length(&shape) == 1 {
             let with_image = around.agents_with_image(&sandbox.spec.image);
-            let agent = place(self.state(), &shape, with_image, None).map(|agent| agent.spec.agent_id.clone());
+            let agent =
+                place(self.state(), &shape, with_image, None).map(|agent| agent.spec.agent_id.clone());
             if let Some(agent) = agent {
                 self.allocate(cause, &sandbox.id, agent, "");
             }
@@ -103,7 +107,11 @@ impl Draft {
         Ok(self.answer_about(&sandbox, revision))
     }
 
-    pub(super) fn terminate_sandbox(&mut self, cause: &mut Cause, target: &Target) -> Result<Outcome, Rejection> {
+    pub(super) fn terminate_sandbox(
+        &mut self,
+        cause: &mut Cause,
+        target: &Target,
+    ) -> Result<Outcome, Rejection> {
         let sandbox = self.target(target)?;
         if sandbox.status.phase == Phase::Terminating {
             return Ok(self.answer_about(&sandbox, sandbox.status.revision));

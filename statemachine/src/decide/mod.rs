@@ -240,7 +240,9 @@ fn freed_agents(events: &[Event]) -> BTreeSet<AgentId> {
         | EventKind::AgentReturned
         | EventKind::AgentUncordoned
         | EventKind::AllocationReleased { .. } => true,
-        EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => released.is_some(),
+        EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => {
+            released.is_some()
+        }
         _ => false,
     };
     events.iter().filter(frees).filter_map(|event| event.header.subject.agent.clone()).collect()

@@ -106,7 +106,13 @@ impl Draft {
             Phase::Allocated if current => {}
             _ => {
                 let kind = EventKind::AllocationReleased { generation };
-                self.push_release(cause, sandbox, generation, kind, format!("generation {generation} is gone"));
+                self.push_release(
+                    cause,
+                    sandbox,
+                    generation,
+                    kind,
+                    format!("generation {generation} is gone"),
+                );
                 self.roll_back(cause, &sandbox.id);
             }
         }

@@ -46,7 +46,8 @@ impl Draft {
         self.allocate_waiting(&pools, |draft, sandbox| {
             checks = checks.checked_sub(draft.state().ready_count(&sandbox.spec.pool))?;
             let with_image = around.agents_with_image(&sandbox.spec.image);
-            place(draft.state(), &sandbox.spec.shape(), with_image, None).map(|agent| agent.spec.agent_id.clone())
+            place(draft.state(), &sandbox.spec.shape(), with_image, None)
+                .map(|agent| agent.spec.agent_id.clone())
         });
     }
 

@@ -151,7 +151,13 @@ impl State {
         self.index_ready(&key, agent, before, after);
     }
 
-    fn index_ready(&mut self, pool: &crate::ids::Label, agent: &AgentId, before: Option<u32>, after: Option<u32>) {
+    fn index_ready(
+        &mut self,
+        pool: &crate::ids::Label,
+        agent: &AgentId,
+        before: Option<u32>,
+        after: Option<u32>,
+    ) {
         if before == after {
             return;
         }

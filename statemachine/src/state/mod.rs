@@ -172,9 +172,11 @@ impl State {
 
     /// Agents of a pool that have a free slot and may get new sandboxes, least loaded first, ties by name.
     pub(crate) fn ready_agents(&self, pool: &Label) -> impl Iterator<Item = &Agent> {
-        self.ready.get(pool).into_iter().flatten().map(|(_, id)| {
-            self.agents.get(id).expect("the ready index names agents of the state")
-        })
+        self.ready
+            .get(pool)
+            .into_iter()
+            .flatten()
+            .map(|(_, id)| self.agents.get(id).expect("the ready index names agents of the state"))
     }
 
     /// How many [`Self::ready_agents`] a pool has.

@@ -57,7 +57,7 @@ fn a_loss_of_very_many_sandboxes_is_finished_by_housekeeping() {
 #[test]
 fn a_loss_that_ends_before_it_is_finished_is_not_finished() {
     let (mut world, spec) = full_agent(Mode::Fast, None);
-    world.run(&lose(&spec));
+    world.run(&lose(&spec)).0.unwrap();
     world.must(Command::RegisterAgent(Box::new(spec)));
     assert_eq!(world.keep_house(), 0);
     assert_eq!(world.state.count_in(Phase::Lost), MAX_HOUSEKEEPING_EVENTS as u64);
@@ -66,7 +66,7 @@ fn a_loss_that_ends_before_it_is_finished_is_not_finished() {
 #[test]
 fn a_removal_of_very_many_sandboxes_goes_on_when_it_is_asked_again() {
     let (mut world, spec) = full_agent(Mode::Strong, None);
-    world.run(&lose(&spec));
+    world.run(&lose(&spec)).0.unwrap();
     world.keep_house();
     let remove = long_caller(Command::RemoveAgent { agent: spec.agent_id.clone(), fenced: true });
     let mut steps = Vec::new();
@@ -95,7 +95,7 @@ fn a_removal_with_usual_names_takes_one_entry() {
     for number in 0..SLOTS {
         world.must(Command::CreateSandbox(Box::new(create(&format!("team-a/sandbox-{number}")))));
     }
-    world.run(&lose(&spec));
+    world.run(&lose(&spec)).0.unwrap();
     world.keep_house();
     let command = Command::RemoveAgent { agent: spec.agent_id.clone(), fenced: true };
     let id = CallerId { id: RequestId::Uuid(uuid::Uuid::from_u128(7)), retention: SECOND };
@@ -154,7 +154,8 @@ fn a_draft_that_is_not_full_takes_any_command() {
     largest.spec.image = "i".repeat(MAX_TEXT_BYTES);
     largest.spec.working_dir = "/".repeat(MAX_TEXT_BYTES);
     largest.wait = Some(SECOND);
-    let label = |n: usize| (format!("{n:0>width$}", width = MAX_LABEL_TEXT_BYTES), "v".repeat(MAX_LABEL_TEXT_BYTES));
+    let (width, value) = (MAX_LABEL_TEXT_BYTES, "v".repeat(MAX_LABEL_TEXT_BYTES));
+    let label = |n: usize| (format!("{n:0>width$}"), value.clone());
     largest.labels = (0..MAX_LABELS).map(label).collect();
     largest.spec.agent_selector = largest.labels.clone();
     let mut draft = Draft::new(world.state.clone(), world.now);

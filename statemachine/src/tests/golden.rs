@@ -72,7 +72,10 @@ pub fn every_kind() -> Entry {
         EventKind::SandboxFailed { released: None, exit_code: None },
         EventKind::SandboxLost,
         EventKind::SandboxUpdated(update),
-        EventKind::SandboxUpdated(SandboxUpdate { expire_time: Some(Some(Timestamp(-1))), ..SandboxUpdate::default() }),
+        EventKind::SandboxUpdated(SandboxUpdate {
+            expire_time: Some(Some(Timestamp(-1))),
+            ..SandboxUpdate::default()
+        }),
         EventKind::SandboxReset,
         EventKind::SandboxTerminating,
         EventKind::AllocationReleased { generation: 300 },
@@ -92,11 +95,11 @@ fn header(index: usize) -> Header {
     let request_id = if index % 4 < 2 { spec_id() } else { "order-17".parse().unwrap() };
     Header {
         actor: actors[index % 3].clone(),
-        reason: if index % 2 == 0 { String::new() } else { format!("reason {index}") },
-        request: (index % 5 != 0).then_some(RequestRef { id: request_id, memory }),
+        reason: if index.is_multiple_of(2) { String::new() } else { format!("reason {index}") },
+        request: (!index.is_multiple_of(5)).then_some(RequestRef { id: request_id, memory }),
         subject: Subject {
-            sandbox: (index % 7 != 0).then(|| (ids[index % 3].parse().unwrap(), name("prod/web"))),
-            agent: (index % 2 == 0).then(|| agent_id("worker-1.example.com")),
+            sandbox: (!index.is_multiple_of(7)).then(|| (ids[index % 3].parse().unwrap(), name("prod/web"))),
+            agent: (index.is_multiple_of(2)).then(|| agent_id("worker-1.example.com")),
         },
         previous: index as u64 * 1_000,
     }
@@ -146,37 +149,35 @@ pub fn some_state() -> State {
         };
         world.run(&Request { actor: Actor::Client("ann".into()), id: Some(id), command }).0.unwrap();
     };
-    for id in ["a1", "a2", "a3", "a4"] {
-        world.must(Command::RegisterAgent(Box::new(agent(id, 2))));
+    for (id, slots) in [("a1", 3), ("a2", 2), ("a3", 2), ("a4", 2)] {
+        world.must(Command::RegisterAgent(Box::new(agent(id, slots))));
     }
     ask(&mut world, Command::RemoveAgent { agent: agent_id("a4"), fenced: true });
-    let names = ["runs", "waits-on-a2", "lost", "ends", "fails", "allocated", "pending", "rolled-back"];
+    let names = ["runs", "reset", "lost", "ends", "fails", "lost-2", "pending", "rolled-back"];
     for (index, text) in names.into_iter().enumerate() {
         let mut create = create(text);
         create.spec.ports = vec![8_000 + index as u16];
         create.spec.resources = Resources { cpu_millis: 100, memory_bytes: 1_000 };
         create.wait = (index >= 6).then_some(60 * SECOND);
-        create.expiry = (index % 2 == 0).then_some(Expiry::After(3_600 * SECOND));
-        create.spec.mode = if index % 3 == 1 { Mode::Strong } else { Mode::Fast };
+        create.spec.pool = label(if text == "pending" { "nowhere" } else { "default" });
+        create.expiry = (index.is_multiple_of(2)).then_some(Expiry::After(3_600 * SECOND));
+        create.spec.mode = if matches!(text, "reset" | "rolled-back") { Mode::Strong } else { Mode::Fast };
         ask(&mut world, Command::CreateSandbox(Box::new(create)));
     }
     let report = |world: &mut World, text: &str, state: ReportedState| {
         let sandbox = world.state.sandbox_named(&name(text)).unwrap();
         let (sandbox_id, generation) = (sandbox.id.clone(), sandbox.status.generation);
         let (agent, incarnation) = (sandbox.status.agent.clone().unwrap(), incarnation(1, 1));
-        world.must(Command::Report(crate::command::Report { agent, incarnation, sandbox_id, generation, state }));
+        world.must(Command::Report(Report { agent, incarnation, sandbox_id, generation, state }));
     };
     report(&mut world, "runs", ReportedState::Running { endpoints: vec!["10.0.0.1:8000".into()] });
-    ask(&mut world, Command::ResetSandbox(by_name("runs")));
+    report(&mut world, "reset", ReportedState::Running { endpoints: Vec::new() });
     ask(&mut world, Command::TerminateSandbox(by_name("ends")));
     let exited = ReportedState::Exited { exit_code: Some(3), reason: "crashed".into(), expired: false };
     report(&mut world, "fails", exited);
+    report(&mut world, "rolled-back", ReportedState::StartFailed { reason: "no such image".into() });
+    ask(&mut world, Command::ResetSandbox(by_name("reset")));
     ask(&mut world, Command::CordonAgent { agent: agent_id("a2"), reason: "disk".into() });
-    let rolled_back = ReportedState::StartFailed { reason: "no such image".into() };
-    world.must(Command::RegisterAgent(Box::new(agent("a5", 1))));
-    if world.state.sandbox_named(&name("rolled-back")).unwrap().status.phase == Phase::Allocated {
-        report(&mut world, "rolled-back", rolled_back);
-    }
     let held = world.state.sandbox_named(&name("lost")).unwrap().holder().unwrap().clone();
     world.must(Command::LoseAgent { agent: held, incarnation: incarnation(1, 1) });
     world.state
@@ -185,7 +186,8 @@ pub fn some_state() -> State {
 #[test]
 fn entries_of_format_1_are_written_and_read_as_ever() {
     let entry = every_kind();
-    let kinds: std::collections::BTreeSet<u32> = entry.events.iter().map(|event| number(&event.kind)).collect();
+    let kinds: std::collections::BTreeSet<u32> =
+        entry.events.iter().map(|event| number(&event.kind)).collect();
     assert!(kinds.into_iter().eq(0..18), "every kind of event is in the entry");
     assert_eq!(hex(entry.encoded()), ENTRY.trim(), "the encoding has changed");
     assert_eq!(Entry::decode(&Bytes::from(unhex(ENTRY))).unwrap(), entry);
@@ -206,11 +208,13 @@ fn snapshots_of_format_1_are_written_and_read_as_ever() {
 #[test]
 fn the_golden_state_has_something_of_everything() {
     let state = some_state();
-    let phases = [Phase::Pending, Phase::Allocated, Phase::Running, Phase::Terminating, Phase::Failed, Phase::Lost];
+    let phases =
+        [Phase::Pending, Phase::Allocated, Phase::Running, Phase::Terminating, Phase::Failed, Phase::Lost];
     let missing: Vec<_> = phases.into_iter().filter(|phase| state.count_in(*phase) == 0).collect();
     assert_eq!(missing, [], "phases that are missing");
     assert!(state.sandboxes().any(Sandbox::holds_older_generation));
-    let has = |wanted: fn(&RequestResult) -> bool| state.requests.values().any(|record| wanted(&record.result));
+    let has =
+        |wanted: fn(&RequestResult) -> bool| state.requests.values().any(|record| wanted(&record.result));
     assert!(has(|result| matches!(result, RequestResult::Sandbox { .. })));
     assert!(has(|result| matches!(result, RequestResult::RolledBack { .. })));
     assert!(has(|result| matches!(result, RequestResult::Agent(_))));

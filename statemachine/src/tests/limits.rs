@@ -29,22 +29,28 @@ fn text(bytes: usize) -> String {
 
 #[test]
 fn a_create_is_limited_in_what_it_runs() {
-    let envs = |count: usize| move |c: &mut CreateSandbox| {
-        c.spec.envs = (0..count).map(|n| (format!("K{n}"), String::new())).collect();
+    let envs = |count: usize| {
+        move |c: &mut CreateSandbox| {
+            c.spec.envs = (0..count).map(|n| (format!("K{n}"), String::new())).collect();
+        }
     };
     assert_eq!(violated(envs(MAX_ENVS)), none());
     assert_eq!(violated(envs(MAX_ENVS + 1)), ["envs"]);
-    let env_bytes = |bytes: usize| move |c: &mut CreateSandbox| {
-        c.spec.envs.insert("K".into(), text(bytes - 3)); // with '=' and NUL, as execve(2) counts
+    let env_bytes = |bytes: usize| {
+        move |c: &mut CreateSandbox| {
+            c.spec.envs.insert("K".into(), text(bytes - 3)); // with '=' and NUL, as execve(2) counts
+        }
     };
     assert_eq!(violated(env_bytes(MAX_ENV_BYTES)), none());
     assert_eq!(violated(env_bytes(MAX_ENV_BYTES + 1)), ["envs"]);
     for (key, value) in [("", "v"), ("a=b", "v"), ("a\0", "v"), ("a", "v\0")] {
         assert_eq!(violated(|c| drop(c.spec.envs.insert(key.into(), value.into()))), ["envs"], "{key:?}");
     }
-    let args = |command: usize, args: usize| move |c: &mut CreateSandbox| {
-        c.spec.command = vec![String::new(); command];
-        c.spec.args = vec![String::new(); args];
+    let args = |command: usize, args: usize| {
+        move |c: &mut CreateSandbox| {
+            c.spec.command = vec![String::new(); command];
+            c.spec.args = vec![String::new(); args];
+        }
     };
     assert_eq!(violated(args(1, MAX_ARGS - 1)), none());
     assert_eq!(violated(args(1, MAX_ARGS)), ["args"]);
@@ -79,7 +85,8 @@ fn a_create_is_limited_in_labels_and_times() {
     assert_eq!(violated(|c| c.labels = labels(MAX_LABELS + 1)), ["labels"]);
     assert_eq!(violated(|c| c.spec.agent_selector = labels(MAX_LABELS)), none());
     assert_eq!(violated(|c| c.spec.agent_selector = labels(MAX_LABELS + 1)), ["agent_selector"]);
-    let label = |key: usize, value: usize| move |c: &mut CreateSandbox| drop(c.labels.insert(text(key), text(value)));
+    let label =
+        |key: usize, value: usize| move |c: &mut CreateSandbox| drop(c.labels.insert(text(key), text(value)));
     assert_eq!(violated(label(MAX_LABEL_TEXT_BYTES, MAX_LABEL_TEXT_BYTES)), none());
     for (key, value) in [(0, 1), (MAX_LABEL_TEXT_BYTES + 1, 1), (1, MAX_LABEL_TEXT_BYTES + 1)] {
         assert_eq!(violated(label(key, value)), ["labels"]);
@@ -99,11 +106,13 @@ fn a_create_is_limited_in_labels_and_times() {
 
 #[test]
 fn an_update_is_limited_like_a_create() {
-    let check = |update: SandboxUpdate| check_update(&update).err().map(|violations| violations[0].field.clone());
+    let check =
+        |update: SandboxUpdate| check_update(&update).err().map(|violations| violations[0].field.clone());
     let of_labels = |count| SandboxUpdate { labels: Some(labels(count)), ..SandboxUpdate::default() };
     assert_eq!(check(of_labels(MAX_LABELS)), None);
     assert_eq!(check(of_labels(MAX_LABELS + 1)).unwrap(), "labels");
-    let of_timeout = |seconds| SandboxUpdate { recovery_timeout_seconds: Some(seconds), ..SandboxUpdate::default() };
+    let of_timeout =
+        |seconds| SandboxUpdate { recovery_timeout_seconds: Some(seconds), ..SandboxUpdate::default() };
     assert_eq!(check(of_timeout(MAX_RECOVERY_TIMEOUT_SECONDS)), None);
     assert_eq!(check(of_timeout(MAX_RECOVERY_TIMEOUT_SECONDS + 1)).unwrap(), "recovery_timeout_seconds");
 }
@@ -137,7 +146,10 @@ fn sums_of_the_largest_agents_stay_below_their_type() {
     let (agents, slots) = (MAX_AGENTS as u128, u128::from(MAX_SLOTS));
     for most in [u128::from(MAX_CPU_MILLIS), u128::from(MAX_MEMORY_BYTES)] {
         assert!(agents * most <= u128::from(u64::MAX), "what all agents have");
-        assert!(slots * most <= u128::from(u64::MAX), "what one agent has given away, whatever it had before");
+        assert!(
+            slots * most <= u128::from(u64::MAX),
+            "what one agent has given away, whatever it had before"
+        );
     }
 }
 
@@ -225,7 +237,8 @@ fn remembered_requests_are_limited_in_number_and_a_full_table_keeps_nobody_from_
         result: RequestResult::Agent(agent_id("a1")),
     };
     // Straight into the table, past its digest: a million decisions take too long.
-    let key = |n: usize| RequestKey { namespace: None, id: RequestId::Uuid(uuid::Uuid::from_u128(n as u128)) };
+    let key =
+        |n: usize| RequestKey { namespace: None, id: RequestId::Uuid(uuid::Uuid::from_u128(n as u128)) };
     world.state.requests = (0..MAX_REQUESTS - 1).map(|n| (key(n), record.clone())).collect();
     let ask = |id: &str, command: Command| {
         let caller = CallerId { id: id.parse().unwrap(), retention: SECOND };

@@ -116,7 +116,9 @@ impl Stage {
         });
         let (outcome, entry) = self.world.run(&Request { actor, id, command });
         for (index, event) in entry.events.iter().enumerate() {
-            if let (EventKind::SandboxCreated(_), Some(subject)) = (&event.kind, &event.header.subject.sandbox) {
+            if let (EventKind::SandboxCreated(_), Some(subject)) =
+                (&event.kind, &event.header.subject.sandbox)
+            {
                 self.made.push(subject.clone());
             }
             let line = self.event(entry.base_revision + 1 + index as u64, event);
@@ -160,9 +162,9 @@ impl Stage {
                 let (agent, fenced) = (agent_id(words.at(1)), words.has("fenced"));
                 (Command::RemoveAgent { agent, fenced }, caller)
             }
-            "create" => (Command::CreateSandbox(Box::new(self.create(words))), caller),
+            "create" => (Command::CreateSandbox(Box::new(sandbox_to_create(words))), caller),
             "update" => {
-                let update = self.update(words);
+                let update = update(words);
                 (Command::UpdateSandbox { target: target(), update }, caller)
             }
             "reset" => (Command::ResetSandbox(target()), caller),
@@ -173,46 +175,12 @@ impl Stage {
         }
     }
 
-    fn create(&self, words: &Words) -> CreateSandbox {
-        let mut create = create(words.at(1));
-        let spec = &mut create.spec;
-        spec.mode = if words.has("strong") { Mode::Strong } else { Mode::Fast };
-        spec.image = words.text("image");
-        spec.ports = words.list("ports").map(|port| port.parse().unwrap()).collect();
-        let (cpu_millis, memory_bytes) = (words.number("cpu", 0), words.number("mem", 0));
-        spec.resources = Resources { cpu_millis, memory_bytes };
-        spec.agent_selector = words.labels("select");
-        spec.pool = label(words.get("pool").unwrap_or("default"));
-        spec.request_id = words.get("id").unwrap_or("none").parse().unwrap();
-        create.labels = words.labels("labels");
-        create.wait = words.get("wait").map(nanos);
-        create.expiry = match (words.get("ttl"), words.get("at")) {
-            (Some(ttl), _) => Some(Expiry::After(nanos(ttl))),
-            (None, Some(at)) => Some(Expiry::At(START.plus(nanos(at)))),
-            (None, None) => None,
-        };
-        if words.get("policy") == Some("auto") {
-            create.failure_policy = FailurePolicy::AutoRecreate;
-        }
-        create
-    }
-
-    fn update(&self, words: &Words) -> SandboxUpdate {
-        SandboxUpdate {
-            expire_time: words.get("expire").map(|at| (at != "never").then(|| START.plus(nanos(at)))),
-            labels: words.get("labels").map(|_| words.labels("labels")),
-            failure_policy: words.get("policy").map(|policy| match policy {
-                "auto" => FailurePolicy::AutoRecreate,
-                _ => FailurePolicy::Manual,
-            }),
-            recovery_timeout_seconds: words.get("timeout").map(|text| text.parse().unwrap()),
-        }
-    }
-
     fn report(&self, words: &Words) -> (Command, Actor) {
         let reason = words.text("reason");
         let state = match words.at(4) {
-            "running" => ReportedState::Running { endpoints: words.list("endpoints").map(Into::into).collect() },
+            "running" => {
+                ReportedState::Running { endpoints: words.list("endpoints").map(Into::into).collect() }
+            }
             "exited" => {
                 let exit_code = words.get("code").map(|code| code.parse().unwrap());
                 ReportedState::Exited { exit_code, reason, expired: words.has("expired") }
@@ -264,7 +232,7 @@ impl Stage {
 
     fn event(&self, revision: Revision, event: &Event) -> String {
         let Header { actor, reason, request, subject, previous } = &event.header;
-        let mut line = format!("{revision:>2} {}", self.kind(&event.kind));
+        let mut line = format!("{revision:>2} {}", kind(&event.kind));
         if let Some((id, _)) = &subject.sandbox {
             write!(line, " #{}", self.alias(id)).unwrap();
         }
@@ -281,29 +249,6 @@ impl Stage {
             write!(line, " {:?}", self.plain_ids(reason)).unwrap();
         }
         line
-    }
-
-    fn kind(&self, kind: &EventKind) -> String {
-        match kind {
-            EventKind::AgentRegistered(spec) => {
-                format!("AgentRegistered {{ {:?}, {} }}", spec.capacity, spec.incarnation.start)
-            }
-            EventKind::SandboxCreated(created) => {
-                let (expires, waits) = (seconds(created.expire_time), seconds(created.wait_until));
-                format!("SandboxCreated {{ expires {expires}, waits until {waits} }}")
-            }
-            EventKind::RequestsPruned { until, limit } => {
-                format!("RequestsPruned {{ until {}, limit {limit} }}", seconds(Some(*until)))
-            }
-            EventKind::SandboxUpdated(update) => {
-                let expires = update.expire_time.map_or("as it does".into(), seconds);
-                let SandboxUpdate { labels, failure_policy, recovery_timeout_seconds, .. } = update;
-                format!(
-                    "SandboxUpdated {{ expires {expires}, {labels:?}, {failure_policy:?}, {recovery_timeout_seconds:?} }}"
-                )
-            }
-            other => format!("{other:?}"),
-        }
     }
 
     fn outcome(&self, outcome: &Outcome) -> String {
@@ -377,4 +322,63 @@ fn seconds(time: Option<Timestamp>) -> String {
     let Some(time) = time else { return "never".into() };
     let nanos = time.0 - START.0;
     format!("{}s+{}ns", nanos.div_euclid(SECOND), nanos.rem_euclid(SECOND))
+}
+
+fn sandbox_to_create(words: &Words) -> CreateSandbox {
+    let mut create = create(words.at(1));
+    let spec = &mut create.spec;
+    spec.mode = if words.has("strong") { Mode::Strong } else { Mode::Fast };
+    spec.image = words.text("image");
+    spec.ports = words.list("ports").map(|port| port.parse().unwrap()).collect();
+    let (cpu_millis, memory_bytes) = (words.number("cpu", 0), words.number("mem", 0));
+    spec.resources = Resources { cpu_millis, memory_bytes };
+    spec.agent_selector = words.labels("select");
+    spec.pool = label(words.get("pool").unwrap_or("default"));
+    spec.request_id = words.get("id").unwrap_or("none").parse().unwrap();
+    create.labels = words.labels("labels");
+    create.wait = words.get("wait").map(nanos);
+    create.expiry = match (words.get("ttl"), words.get("at")) {
+        (Some(ttl), _) => Some(Expiry::After(nanos(ttl))),
+        (None, Some(at)) => Some(Expiry::At(START.plus(nanos(at)))),
+        (None, None) => None,
+    };
+    if words.get("policy") == Some("auto") {
+        create.failure_policy = FailurePolicy::AutoRecreate;
+    }
+    create
+}
+
+fn update(words: &Words) -> SandboxUpdate {
+    SandboxUpdate {
+        expire_time: words.get("expire").map(|at| (at != "never").then(|| START.plus(nanos(at)))),
+        labels: words.get("labels").map(|_| words.labels("labels")),
+        failure_policy: words.get("policy").map(|policy| match policy {
+            "auto" => FailurePolicy::AutoRecreate,
+            _ => FailurePolicy::Manual,
+        }),
+        recovery_timeout_seconds: words.get("timeout").map(|text| text.parse().unwrap()),
+    }
+}
+
+fn kind(kind: &EventKind) -> String {
+    match kind {
+        EventKind::AgentRegistered(spec) => {
+            format!("AgentRegistered {{ {:?}, {} }}", spec.capacity, spec.incarnation.start)
+        }
+        EventKind::SandboxCreated(created) => {
+            let (expires, waits) = (seconds(created.expire_time), seconds(created.wait_until));
+            format!("SandboxCreated {{ expires {expires}, waits until {waits} }}")
+        }
+        EventKind::RequestsPruned { until, limit } => {
+            format!("RequestsPruned {{ until {}, limit {limit} }}", seconds(Some(*until)))
+        }
+        EventKind::SandboxUpdated(update) => {
+            let expires = update.expire_time.map_or("as it does".into(), seconds);
+            let SandboxUpdate { labels, failure_policy, recovery_timeout_seconds, .. } = update;
+            format!(
+                "SandboxUpdated {{ expires {expires}, {labels:?}, {failure_policy:?}, {recovery_timeout_seconds:?} }}"
+            )
+        }
+        other => format!("{other:?}"),
+    }
 }

@@ -144,7 +144,8 @@ impl Body {
             && let Err(reason) = admit(&order.spec)
         {
             let spec = &order.spec;
-            *self = Self::Unusable { sandbox_id: spec.sandbox_id.clone(), generation: spec.generation, reason };
+            *self =
+                Self::Unusable { sandbox_id: spec.sandbox_id.clone(), generation: spec.generation, reason };
         }
     }
 }
@@ -253,7 +254,9 @@ impl fmt::Display for Action {
             Self::Track { session } => write!(f, "track session {session}"),
             Self::Forget { session } => write!(f, "forget session {session}"),
             Self::Welcomed { session } => write!(f, "session {session} is welcomed"),
-            Self::Processed { session, sequence } => write!(f, "session {session} is processed up to {sequence}"),
+            Self::Processed { session, sequence } => {
+                write!(f, "session {session} is processed up to {sequence}")
+            }
             Self::Join { cluster_id } => write!(f, "ledger: join cluster {cluster_id}"),
             Self::RaiseTerm { term } => write!(f, "ledger: raise term to {term}"),
             Self::Obey { session } => write!(f, "obey session {session}"),
@@ -268,7 +271,9 @@ impl fmt::Display for Action {
                 let end = expires_at.map_or("never".to_owned(), |at| at.0.to_string());
                 write!(f, "runtime: instruct {sandbox_id}: expires {end}, leased {leased}")
             }
-            Self::Report { sandbox_id, generation } => write!(f, "report {sandbox_id} generation {generation}"),
+            Self::Report { sandbox_id, generation } => {
+                write!(f, "report {sandbox_id} generation {generation}")
+            }
             Self::Refuse(refusal) => write!(
                 f,
                 "refuse command {} of session {} about {:?} generation {}: {:?}: {}",

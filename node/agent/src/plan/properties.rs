@@ -18,13 +18,26 @@ const SESSIONS: u64 = 3;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Command { session: u64, term: u64, body: Body },
-    Reopen { session: u64 },
+    Command {
+        session: u64,
+        term: u64,
+        body: Body,
+    },
+    Reopen {
+        session: u64,
+    },
     /// The n-th runtime call that is under way is answered, well or badly.
-    Answer { at: usize, well: bool },
+    Answer {
+        at: usize,
+        well: bool,
+    },
     /// The n-th running workload ends.
-    Ended { at: usize },
-    Tick { by: u64 },
+    Ended {
+        at: usize,
+    },
+    Tick {
+        by: u64,
+    },
 }
 
 fn any_order() -> impl Strategy<Value = Order> {
@@ -212,7 +225,9 @@ impl World {
         for (id, real) in &self.real {
             let phase = &self.state.table.get(id).unwrap_or_else(|| panic!("{id} is forgotten")).phase;
             let knows = match real {
-                Real::Starting(_) => matches!(phase, Phase::Creating | Phase::Stopping { creating: true, .. }),
+                Real::Starting(_) => {
+                    matches!(phase, Phase::Creating | Phase::Stopping { creating: true, .. })
+                }
                 Real::Running(_) => matches!(phase, Phase::Running | Phase::Ending),
                 Real::Ended(_) => matches!(phase, Phase::Exited { .. }),
                 Real::Removing(_) => matches!(phase, Phase::Stopping { creating: false, .. }),
@@ -238,7 +253,9 @@ impl World {
             return;
         }
         let real = match self.real.get(id) {
-            Some(Real::Starting(o) | Real::Running(o) | Real::Ended(o) | Real::Removing(o)) => o.spec.generation,
+            Some(Real::Starting(o) | Real::Running(o) | Real::Ended(o) | Real::Removing(o)) => {
+                o.spec.generation
+            }
             None => return,
         };
         assert_ne!(real, generation, "{id} is there and called absent");

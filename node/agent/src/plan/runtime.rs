@@ -24,10 +24,7 @@ pub(super) fn created(state: &State, order: &Order, result: &Result<(), String>)
         }
         (Phase::Stopping { creating: true, ended, next }, Ok(())) => {
             let stopping = Phase::Stopping { creating: false, ended: *ended, next: next.clone() };
-            vec![
-                Action::Put(Box::new(sandbox.in_phase(stopping))),
-                Action::Remove { sandbox_id: id.clone() },
-            ]
+            vec![Action::Put(Box::new(sandbox.in_phase(stopping))), Action::Remove { sandbox_id: id.clone() }]
         }
         (Phase::Stopping { creating: true, .. }, Err(_)) => gone(id, sandbox),
         // Its exit came first.
@@ -54,7 +51,9 @@ pub(super) fn exited(state: &State, id: &str, exit: &Ended) -> Vec<Action> {
 
 pub(super) fn removed(state: &State, id: &str) -> Vec<Action> {
     match state.table.get(id) {
-        Some(sandbox) if matches!(sandbox.phase, Phase::Stopping { creating: false, .. }) => gone(id, sandbox),
+        Some(sandbox) if matches!(sandbox.phase, Phase::Stopping { creating: false, .. }) => {
+            gone(id, sandbox)
+        }
         _ => Vec::new(),
     }
 }

@@ -65,11 +65,13 @@ impl Script {
             "close" => Input::Closed { session: session() },
             "welcome" => Input::Welcome { session: session(), cluster_id: line.word(2) },
             "created" => Input::Created { order: self.orders[line.words[1]].clone(), result: Ok(()) },
-            "failed" => {
-                Input::Created { order: self.orders[line.words[1]].clone(), result: Err(line.words[2..].join(" ")) }
-            }
+            "failed" => Input::Created {
+                order: self.orders[line.words[1]].clone(),
+                result: Err(line.words[2..].join(" ")),
+            },
             "exited" => {
-                let exit = Ended { exit_code: Some(0), reason: "exited with code 0".to_owned(), expired: false };
+                let exit =
+                    Ended { exit_code: Some(0), reason: "exited with code 0".to_owned(), expired: false };
                 Input::Exited { sandbox_id: line.word(1), exit }
             }
             "removed" => Input::Removed { sandbox_id: line.word(1) },
@@ -102,9 +104,11 @@ impl Script {
                 expires_at,
                 leased,
             }),
-            "unusable" => {
-                Body::Unusable { sandbox_id: line.word(1), generation, reason: "it needs a command".to_owned() }
-            }
+            "unusable" => Body::Unusable {
+                sandbox_id: line.word(1),
+                generation,
+                reason: "it needs a command".to_owned(),
+            },
             "terminate" => Body::Terminate { sandbox_id: line.word(1), generation },
             "update" => Body::Update { sandbox_id: line.word(1), generation, expires_at, leased },
             "inventory" => Body::Inventory,

@@ -3,6 +3,7 @@
 pub mod process;
 pub mod simulated;
 
+use std::error::Error;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +28,19 @@ pub enum RuntimeFault {
         /// What is wrong.
         what: String,
     },
+}
+
+impl RuntimeFault {
+    /// What it says, with its causes: for logs and reports.
+    pub fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text
+    }
 }
 
 /// Why a sandbox does not run.
@@ -75,10 +89,15 @@ pub trait Runtime: Send + Sync + 'static {
     fn create(&self, order: Order) -> impl Future<Output = Result<(), CreateError>> + Send;
 
     /// Ends the workload: asks it to, and kills it after `grace`. Its record stays, and its exit will be told.
-    fn end(&self, sandbox_id: &str, grace: Duration) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+    fn end(&self, sandbox_id: &str, grace: Duration)
+    -> impl Future<Output = Result<(), RuntimeFault>> + Send;
 
     /// Ends it as `end` does, if it still runs, and removes everything of it. When this returns `Ok`, nothing is left.
-    fn remove(&self, sandbox_id: &str, grace: Duration) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+    fn remove(
+        &self,
+        sandbox_id: &str,
+        grace: Duration,
+    ) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
 
     /// Notes when its time is over from now on. Notes count in the order of the calls; `deliver` brings the newest to
     /// whoever keeps watch over the sandbox.

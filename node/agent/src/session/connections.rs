@@ -55,16 +55,16 @@ impl Connections {
         let connection = if let Some(connection) = free.next() {
             connection
         } else {
-                let channel = Endpoint::from_shared(format!("http://{address}"))?
-                    .connect_timeout(CONNECT_TIMEOUT)
-                    .tcp_nodelay(true)
-                    .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-                    .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-                    .keep_alive_while_idle(true)
-                    .connect_lazy();
-                let connection = Arc::new(Connection { channel, leases: AtomicUsize::new(0) });
-                connections.push(Arc::downgrade(&connection));
-                connection
+            let channel = Endpoint::from_shared(format!("http://{address}"))?
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+                .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+                .keep_alive_while_idle(true)
+                .connect_lazy();
+            let connection = Arc::new(Connection { channel, leases: AtomicUsize::new(0) });
+            connections.push(Arc::downgrade(&connection));
+            connection
         };
         // Counted under the lock, so that a connection never gets more than its share.
         connection.leases.fetch_add(1, Ordering::Relaxed);

@@ -43,7 +43,12 @@ pub(super) enum End {
 }
 
 /// Dials, and stays until the session ends.
-pub(super) async fn run(sessions: &Sessions, address: SocketAddr, number: u64, token: &CancellationToken) -> End {
+pub(super) async fn run(
+    sessions: &Sessions,
+    address: SocketAddr,
+    number: u64,
+    token: &CancellationToken,
+) -> End {
     let lease = match sessions.connections.lease(address) {
         Ok(lease) => lease,
         Err(error) => return End::NotReached(chain(&error)),
@@ -64,8 +69,7 @@ pub(super) async fn run(sessions: &Sessions, address: SocketAddr, number: u64, t
         },
     };
     let close = token.child_token();
-    let link =
-        Link { server: address.to_string(), outbound: outbound.clone(), close: close.clone(), lease };
+    let link = Link { server: address.to_string(), outbound: outbound.clone(), close: close.clone(), lease };
     if sessions.mailbox.send(Message::Opened { session: number, link }).await.is_err() {
         return End::Cancelled;
     }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 /// The least pause between two look-ups, however many connections are lost at once.
-const LEAST_PAUSE: Duration = Duration::from_millis(200);
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The addresses of control nodes, as far as they are known now.
@@ -55,6 +55,7 @@ async fn keep(
 ) {
     // What a name stood for stays true until it is known to stand for something else.
     let mut known: BTreeMap<&str, BTreeSet<SocketAddr>> = BTreeMap::new();
+    let mut failing = BTreeSet::new();
     loop {
         for server in &servers {
             let answer = timeout(LOOK_UP_TIMEOUT, tokio::net::lookup_host(server.as_str())).await;
@@ -65,13 +66,16 @@ async fn keep(
                         "it has no address".to_owned()
                     } else {
                         known.insert(server, addresses);
+                        failing.remove(server.as_str());
                         continue;
                     }
                 }
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => format!("no answer within {LOOK_UP_TIMEOUT:?}"),
             };
-            tracing::warn!(server, failure, "the name of a control node can't be looked up; trying on");
+            if failing.insert(server.as_str()) {
+                tracing::warn!(server, failure, "the name of a control node can't be looked up; trying on");
+            }
         }
         let all: BTreeSet<_> = known.values().flatten().copied().collect();
         sender.send_if_modified(|addresses| {

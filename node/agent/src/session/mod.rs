@@ -1,8 +1,8 @@
 //! Sessions: one with every control node, always. They only carry: what is said is the loop's affair.
 
 mod connections;
-mod directory;
 mod dialog;
+mod directory;
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -30,8 +30,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is looked whether an address lacks a session.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// The pause before an address is tried again that leads to a node which has a session already.
-const SAME_NODE_PAUSE: Duration = Duration::from_secs(30);
+/// The pause before an address is tried again that leads to a node which has a session already. Short, because that
+/// session may be dead without anybody having noticed, and the node be here now.
+const SAME_NODE_PAUSE: Duration = Duration::from_secs(5);
 
 /// What sessions say about the agent and the loop changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -98,7 +99,12 @@ impl Sessions {
 
     fn hello(&self, session: u64) -> v1::Hello {
         let standing = self.standing.borrow();
-        v1::Hello { session, cluster_id: standing.cluster_id.clone(), term: standing.term, ..self.hello.clone() }
+        v1::Hello {
+            session,
+            cluster_id: standing.cluster_id.clone(),
+            term: standing.term,
+            ..self.hello.clone()
+        }
     }
 }
 
@@ -172,7 +178,7 @@ async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: Cancellat
                 retry_after.max(backoff.next().unwrap_or(FIRST_PAUSE))
             }
             End::SameNode(node) => {
-                tracing::info!(server = %address, node, "this address leads to a node that has a session already");
+                tracing::debug!(server = %address, node, "this address leads to a node that has a session already");
                 SAME_NODE_PAUSE
             }
         };

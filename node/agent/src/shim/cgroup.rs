@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
@@ -124,6 +125,19 @@ impl Hierarchy {
         }
     }
 
+    /// Removes the agent's own groups as far as nothing is in them: the last to leave takes them along.
+    pub fn leave(&self) {
+        let own: Vec<&Path> = match self {
+            Self::V1(parents) => parents.iter().map(|(_, path)| path.as_path()).collect(),
+            Self::V2(path) => vec![path],
+            Self::Unavailable(_) => Vec::new(),
+        };
+        for path in own {
+            // Sandboxes that run on keep them.
+            let _ = fs::remove_dir(path);
+        }
+    }
+
     /// Whether it can limit memory.
     pub fn limits_memory(&self) -> bool {
         match self {
@@ -167,48 +181,79 @@ impl Group {
         self.settings.iter().try_for_each(|(name, value)| fs::write(self.path.join(name), value))
     }
 
-    /// Puts the calling process into it.
+    /// Puts the calling process, which must have one thread, into it.
     pub fn join(&self) -> io::Result<()> {
-        fs::write(self.path.join("cgroup.procs"), "0")
+        // Version 1 moves the one thread without the lock over all processes of the machine that moving a process
+        // takes, and which is waited for.
+        let thread = self.path.join("tasks");
+        let list = if thread.exists() { thread } else { self.path.join("cgroup.procs") };
+        fs::write(list, "0")
     }
 
     /// Whether the kernel killed something in it for lack of memory.
     pub fn ran_out_of_memory(&self) -> bool {
         ["memory.oom_control", "memory.events"].iter().any(|name| {
             fs::read_to_string(self.path.join(name)).is_ok_and(|text| {
-                text.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
+                text.lines()
+                    .any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0"))
             })
         })
     }
 
-    /// The processes in it; none if it is not there.
-    pub fn processes(&self) -> io::Result<Vec<Pid>> {
-        match fs::read_to_string(self.path.join("cgroup.procs")) {
-            Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw).collect()),
-            // ENODEV: it was removed while it was open.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19) => {
-                Ok(Vec::new())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Sends SIGKILL to every process in it, and says how many there were.
+    /// Sends SIGKILL to every process in it and in the groups that its processes made in it, and says how many there
+    /// were.
     pub fn kill(&self) -> io::Result<usize> {
-        let processes = self.processes()?;
-        for pid in &processes {
-            // One that has ended in between is as good.
-            let _ = kill(*pid, Signal::SIGKILL);
+        let mut found = 0;
+        for path in tree(&self.path)? {
+            for pid in processes(&path)? {
+                found += 1;
+                // One that has ended in between is as good.
+                let _ = kill(pid, Signal::SIGKILL);
+            }
         }
-        Ok(processes.len())
+        Ok(found)
     }
 
-    /// Removes it; that it is not there is as good. Fails while a process is in it.
+    /// Removes it and the groups in it; that it is not there is as good. Fails while a process is in one of them.
     pub fn remove(&self) -> io::Result<()> {
-        match fs::remove_dir(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        tree(&self.path)?.iter().try_for_each(|path| absent_is_good(fs::remove_dir(path)))
+    }
+}
+
+/// A group and all in it, the innermost first.
+fn tree(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) => return absent_is_good(Err(error)).map(|()| found),
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(tree(&entry.path())?);
         }
+    }
+    found.push(path.to_owned());
+    Ok(found)
+}
+
+fn processes(path: &Path) -> io::Result<Vec<Pid>> {
+    match fs::read_to_string(path.join("cgroup.procs")) {
+        Ok(text) => Ok(text.lines().filter_map(|line| line.parse().ok()).map(Pid::from_raw).collect()),
+        Err(error) => absent_is_good(Err(error)).map(|()| Vec::new()),
+    }
+}
+
+/// A group that is gone is as good as one that was removed. ENODEV: it was removed while it was open.
+fn absent_is_good(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error)
+            if error.kind() != io::ErrorKind::NotFound
+                && error.raw_os_error() != Some(Errno::ENODEV as i32) =>
+        {
+            Err(error)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -240,7 +285,11 @@ mod tests {
             [Path::new("/c/cpu/a"), Path::new("/c/memory/a"), Path::new("/c/pids/a")]
         );
         let settings = &hierarchy.groups(&spec(1, 0), 7)[0].settings;
-        assert_eq!(settings[1], ("cpu.cfs_quota_us".to_owned(), "1000".to_owned()), "the kernel's least quota");
+        assert_eq!(
+            settings[1],
+            ("cpu.cfs_quota_us".to_owned(), "1000".to_owned()),
+            "the kernel's least quota"
+        );
     }
 
     #[test]
@@ -248,7 +297,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let group = Group { path: folder.path().to_owned(), settings: Vec::new() };
         assert!(!group.ran_out_of_memory());
-        fs::write(folder.path().join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n").unwrap();
+        fs::write(folder.path().join("memory.oom_control"), "oom_kill_disable 0\nunder_oom 0\noom_kill 0\n")
+            .unwrap();
         assert!(!group.ran_out_of_memory());
         fs::write(folder.path().join("memory.events"), "oom 1\noom_kill 2\n").unwrap();
         assert!(group.ran_out_of_memory());

@@ -176,15 +176,16 @@ impl Folder {
 }
 
 fn write<T: Serialize>(path: &Path, record: &T, durability: Durability) -> Result<(), FileFault> {
-    let content = serde_json::to_vec_pretty(record).expect("records have no maps with keys that JSON can't have");
+    let content =
+        serde_json::to_vec_pretty(record).expect("records have no maps with keys that JSON can't have");
     files::replace(path, &content, durability)
 }
 
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     match files::read_if_there(path).map_err(|fault| fault.source)? {
-        Some(content) if !content.is_empty() => serde_json::from_slice(&content)
-            .map(Some)
-            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))),
+        Some(content) if !content.is_empty() => serde_json::from_slice(&content).map(Some).map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
+        }),
         _ => Ok(None),
     }
 }

@@ -13,6 +13,8 @@
 //! stays as that namespace's first process, so that the workload is not one (a first process ignores signals that it
 //! does not handle), and so that everything dies with it. Without, it becomes the workload.
 //!
+//! Whoever stops agents from outside must leave the shims alone: under systemd that is `KillMode=process`.
+//!
 //! Architecture invariants: no async runtime and no second thread (a process namespace of its own forbids one); the
 //! shim reads no configuration but the files in the sandbox's folder.
 
@@ -91,7 +93,11 @@ mod tests {
     fn other_commands_are_left_alone_and_wrong_use_is_refused() {
         assert!(run(args(&["sandkeeper"])).is_none());
         assert!(run(args(&["sandkeeper", "agent", "--spec", "x"])).is_none());
-        for wrong in [&["sandkeeper", "shim"][..], &["sandkeeper", "shim", "--spec"], &["sandkeeper", "shim", "x", "y"]] {
+        for wrong in [
+            &["sandkeeper", "shim"][..],
+            &["sandkeeper", "shim", "--spec"],
+            &["sandkeeper", "shim", "x", "y"],
+        ] {
             assert_eq!(format!("{:?}", run(args(wrong)).unwrap()), format!("{:?}", ExitCode::FAILURE));
         }
     }

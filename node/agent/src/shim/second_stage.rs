@@ -24,12 +24,13 @@ use super::{Folder, ShimSpec, StageError};
 /// Does all of it. The result is the exit code of this process, which matters only to who looks at it by hand.
 pub(super) fn run(spec_path: &Path) -> Result<u8, StageError> {
     // A copy that no program started from here inherits.
-    let status = io::stdin().as_fd().try_clone_to_owned().map_err(StageError::of("can't use the status pipe"))?;
+    let status =
+        io::stdin().as_fd().try_clone_to_owned().map_err(StageError::of("can't use the status pipe"))?;
     let mut status = File::from(status);
     let result = start(spec_path, &mut status);
     if let Err(error) = &result {
         let line = format!("failed {error}").replace('\n', " ");
-        writeln!(status, "{line}").map_err(StageError::of("can't tell the shim what failed"))?;
+        tell(&mut status, &line)?;
     }
     result
 }
@@ -69,10 +70,15 @@ fn start(spec_path: &Path, status: &mut File) -> Result<u8, StageError> {
         return Err(StageError { what: program, cause: workload.exec() });
     }
     let child = workload.spawn().map_err(StageError::of(program))?;
-    writeln!(status, "started").map_err(StageError::of("can't tell the shim that it runs"))?;
+    tell(status, "started")?;
     let line = reap_until(Pid::from_raw(child.id() as i32))?;
-    writeln!(status, "{line}").map_err(StageError::of("can't tell the shim how it ended"))?;
+    tell(status, &line)?;
     Ok(0)
+}
+
+/// In one write, so that the shim never reads half of a line.
+fn tell(status: &mut File, line: &str) -> Result<(), StageError> {
+    status.write_all(format!("{line}\n").as_bytes()).map_err(StageError::of("can't speak with the shim"))
 }
 
 /// As the first process of its namespace, this one inherits every orphan. It ends with the workload, and all others
@@ -95,7 +101,8 @@ fn limit(spec: &ShimSpec) -> Result<(), StageError> {
         setrlimit(resource, value, value).map_err(StageError::of(format!("can't limit {name} to {value}")))
     };
     set(Resource::RLIMIT_CORE, 0, "core files")?;
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).map_err(StageError::of("can't read the limit of open files"))?;
+    let (_, most) =
+        getrlimit(Resource::RLIMIT_NOFILE).map_err(StageError::of("can't read the limit of open files"))?;
     set(Resource::RLIMIT_NOFILE, spec.open_files.min(most), "open files")?;
     spec.address_space.map_or(Ok(()), |bytes| set(Resource::RLIMIT_AS, bytes, "the address space"))
 }

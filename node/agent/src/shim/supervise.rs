@@ -19,7 +19,9 @@ use nix::unistd::{Pid, setsid};
 use procfs::process::{Process, all_processes};
 
 use super::files::VERSION;
-use super::{ExitRecord, Folder, Instructions, Outcome, SECOND_STAGE, ShimProcess, ShimSpec, StageError};
+use super::{
+    ExitRecord, Folder, ID_VARIABLE, Instructions, Outcome, SECOND_STAGE, ShimProcess, ShimSpec, StageError,
+};
 use crate::boottime::BootTime;
 
 /// What the shim acts upon. Everything else stays blocked and pending for ever.
@@ -74,7 +76,9 @@ struct Shim {
 impl Shim {
     fn run(&mut self, spec_path: &Path) -> Result<(), StageError> {
         let outcome = match self.start(spec_path) {
-            Ok((_, first)) if first.starts_with("failed ") => Outcome::Failed(first["failed ".len()..].to_owned()),
+            Ok((_, first)) if first.starts_with("failed ") => {
+                Outcome::Failed(first["failed ".len()..].to_owned())
+            }
             Ok((status, _)) => {
                 tell_agent("started");
                 self.attend(status)?
@@ -122,6 +126,8 @@ impl Shim {
             .args([SECOND_STAGE, "--spec"])
             .arg(spec_path)
             .env_clear()
+            // By this it is found should the shim be killed before the second stage is bound to it.
+            .env(ID_VARIABLE, &self.spec.sandbox.sandbox_id)
             .current_dir("/")
             .stdin(Stdio::from(writer))
             .stdout(Stdio::from(log))
@@ -139,7 +145,8 @@ impl Shim {
     /// From the start of the workload to its end.
     fn attend(&mut self, mut status: BufReader<PipeReader>) -> Result<Outcome, StageError> {
         let event = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
-        let mut timer = Timer::new(ClockId::CLOCK_BOOTTIME, event).map_err(StageError::of("can't make a timer"))?;
+        let mut timer =
+            Timer::new(ClockId::CLOCK_BOOTTIME, event).map_err(StageError::of("can't make a timer"))?;
         self.arm(&mut timer)?;
         let ended = loop {
             // Before the first wait too: it may have ended before.
@@ -188,7 +195,8 @@ impl Shim {
             Ok(Some(instructions)) => self.instructions = instructions,
             Ok(None) => {}
             Err(error) => {
-                let _ = writeln!(io::stderr(), "the instructions can't be read and stay as they were: {error}");
+                let _ =
+                    writeln!(io::stderr(), "the instructions can't be read and stay as they were: {error}");
             }
         }
     }
@@ -220,7 +228,9 @@ impl Shim {
     fn reap(&self) -> Result<Option<Outcome>, StageError> {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.main => return Ok(Some(Outcome::Exited(code))),
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.main => {
+                    return Ok(Some(Outcome::Exited(code)));
+                }
                 Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.main => {
                     return Ok(Some(Outcome::Signalled(signal as i32)));
                 }
@@ -278,6 +288,7 @@ fn told(line: &str) -> Option<Outcome> {
 /// Writes a line into the FIFO, which is this process's standard input. The agent may be gone; then nobody waits.
 fn tell_agent(line: &str) {
     if let Ok(fd) = io::stdin().as_fd().try_clone_to_owned() {
-        let _ = writeln!(File::from(fd), "{line}");
+        // In one write: the agent never reads half of it.
+        let _ = File::from(fd).write_all(format!("{line}\n").as_bytes());
     }
 }

@@ -202,7 +202,11 @@ impl Session {
     }
 
     /// The report that says that the sandbox is in this state. Others are skipped.
-    pub async fn report(&mut self, id: &str, state: v1::SandboxState) -> (v1::SandboxReports, v1::SandboxReport) {
+    pub async fn report(
+        &mut self,
+        id: &str,
+        state: v1::SandboxState,
+    ) -> (v1::SandboxReports, v1::SandboxReport) {
         loop {
             if let Up::Reports(reports) = self.hear().await
                 && let Some(found) = reports.reports.iter().find(|r| r.sandbox_id == id && r.state() == state)
@@ -295,7 +299,11 @@ pub fn simulated(data_dir: &Path, servers: &[SocketAddr]) -> AgentConfig {
 
 pub fn process(data_dir: &Path, servers: &[SocketAddr]) -> AgentConfig {
     let shim_program = Some(shim());
-    config(data_dir, servers, RuntimeConfig::Process(ProcessConfig { shim_program, ..ProcessConfig::default() }))
+    config(
+        data_dir,
+        servers,
+        RuntimeConfig::Process(ProcessConfig { shim_program, ..ProcessConfig::default() }),
+    )
 }
 
 /// The shim that cargo built beside these tests.

@@ -12,10 +12,10 @@ use tonic::{Code, Request, Response, Status};
 
 use super::Api;
 use super::call::{Call, DEFAULT_DEADLINE};
-use super::convert::invalid;
+use super::convert::{cluster as convert, invalid};
 use super::status::{Problem, membership, rejected, unavailable};
 use crate::history::Digests;
-use crate::raft::node::{MemberStatus, NodeStatus, Role};
+use crate::raft::node::MemberStatus;
 
 /// A membership change includes that a node catches up, and a snapshot that it is written.
 const ADMIN_DEADLINE: Duration = Duration::from_mins(2);
@@ -31,7 +31,7 @@ type Answer<T> = Result<Response<T>, Status>;
 impl Api {
     fn members(&self) -> Vec<v1::Member> {
         let status = self.parts().raft.status();
-        status.members.iter().map(|member| tell_member(member, &status)).collect()
+        status.members.iter().map(|member| convert::member(member, &status)).collect()
     }
 
     /// Waits until a snapshot contains everything that is applied now.
@@ -61,7 +61,7 @@ impl Api {
             } else {
                 self.digests_of(member, revision, deadline).await
             };
-            tell_digests(member.member.name.clone(), digests)
+            convert::digests(member.member.name.clone(), digests)
         }))
         .await
     }
@@ -99,31 +99,6 @@ impl Api {
     }
 }
 
-fn tell_member(member: &MemberStatus, status: &NodeStatus) -> v1::Member {
-    let role = if member.voter { v1::MemberRole::Voter } else { v1::MemberRole::Learner };
-    v1::Member {
-        node_id: member.node_id.to_string(),
-        name: member.member.name.clone(),
-        peer_address: member.member.peer_address.clone(),
-        api_address: member.member.api_address.clone(),
-        role: role.into(),
-        leader: status.leader == Some(member.node_id),
-    }
-}
-
-fn tell_digests(name: String, digests: Result<Digests, String>) -> v1::verify_response::Node {
-    match digests {
-        Ok(digests) => v1::verify_response::Node {
-            name,
-            revision: digests.revision,
-            history_digest: digests.history.to_string(),
-            state_digest: digests.state.to_string(),
-            error: String::new(),
-        },
-        Err(error) => v1::verify_response::Node { name, error, ..Default::default() },
-    }
-}
-
 /// Whether all nodes answered, at this revision, with the same digests.
 fn identical(nodes: &[v1::verify_response::Node], revision: Revision) -> bool {
     let digests = |node: &v1::verify_response::Node| (node.history_digest.clone(), node.state_digest.clone());
@@ -144,19 +119,6 @@ fn differ(nodes: &[v1::verify_response::Node]) -> bool {
     })
 }
 
-fn state_name(status: &NodeStatus, stopping: bool) -> &'static str {
-    match status.role {
-        _ if stopping => "stopping",
-        Role::Stopped => "stopping",
-        // Nobody has told it yet who belongs to the cluster.
-        Role::Learner if status.members.is_empty() => "starting",
-        Role::Learner => "learner",
-        Role::Follower => "follower",
-        Role::Candidate => "candidate",
-        Role::Leader => "leader",
-    }
-}
-
 #[tonic::async_trait]
 impl ClusterService for Api {
     async fn get_status(&self, _request: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
@@ -170,7 +132,7 @@ impl ClusterService for Api {
             cluster_id: status.cluster_id.clone().unwrap_or_default(),
             node_id: status.node_id.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            state: state_name(&status, parts.stop.is_cancelled()).to_owned(),
+            state: convert::state_name(&status, parts.stop.is_cancelled()).to_owned(),
             term: status.term,
             leader: leader.map(|member| member.member.name.clone()).unwrap_or_default(),
             leader_address: leader.map(|member| member.member.api_address.clone()).unwrap_or_default(),
@@ -182,13 +144,16 @@ impl ClusterService for Api {
             history_digest: status.digests.history.to_string(),
             state_digest: status.digests.state.to_string(),
             cluster_version: version,
-            members: status.members.iter().map(|member| tell_member(member, &status)).collect(),
+            members: status.members.iter().map(|member| convert::member(member, &status)).collect(),
             agents_connected: parts.sessions.count() as u64,
             uptime_seconds: self.inner.started.elapsed().as_secs(),
         }))
     }
 
-    async fn list_members(&self, request: Request<v1::ListMembersRequest>) -> Answer<v1::ListMembersResponse> {
+    async fn list_members(
+        &self,
+        request: Request<v1::ListMembersRequest>,
+    ) -> Answer<v1::ListMembersResponse> {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         // After a read index this node's log holds every membership that was acknowledged.
         let read = self.read(request.into_inner().read, call.deadline).await?;
@@ -199,7 +164,10 @@ impl ClusterService for Api {
     async fn add_member(&self, request: Request<v1::AddMemberRequest>) -> Answer<v1::AddMemberResponse> {
         let call = Call::of(&request, ADMIN_DEADLINE)?;
         let address = request.into_inner().peer_address;
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+        let port = address
+            .rsplit_once(':')
+            .filter(|(host, _)| !host.is_empty())
+            .map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(port)) if port > 0) {
             return Err(rejected(&invalid("peer_address", "must be host:port")));
         }
@@ -209,7 +177,10 @@ impl ClusterService for Api {
         Ok(Response::new(v1::AddMemberResponse { members: self.members() }))
     }
 
-    async fn remove_member(&self, request: Request<v1::RemoveMemberRequest>) -> Answer<v1::RemoveMemberResponse> {
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Answer<v1::RemoveMemberResponse> {
         let call = Call::of(&request, ADMIN_DEADLINE)?;
         let member = request.into_inner().member;
         if member.is_empty() {
@@ -274,12 +245,12 @@ mod tests {
 
     fn node(revision: Revision, digest: u8) -> v1::verify_response::Node {
         let digest = Digest([digest; 32]);
-        tell_digests("n".into(), Ok(Digests { revision, history: digest, state: digest }))
+        convert::digests("n".into(), Ok(Digests { revision, history: digest, state: digest }))
     }
 
     #[test]
     fn only_equal_digests_of_all_at_one_revision_are_identical() {
-        let unreachable = || tell_digests("n".into(), Err("no answer in time".into()));
+        let unreachable = || convert::digests("n".into(), Err("no answer in time".into()));
         assert!(identical(&[node(5, 1), node(5, 1)], 5));
         assert!(!identical(&[node(5, 1), node(6, 1)], 5));
         assert!(!identical(&[node(5, 1), node(5, 2)], 5));

@@ -57,7 +57,10 @@ impl FleetService for Api {
         Ok(Response::new(v1::GetAgentResponse { header: Some(self.header(&read)), agent }))
     }
 
-    async fn get_capacity(&self, request: Request<v1::GetCapacityRequest>) -> Answer<v1::GetCapacityResponse> {
+    async fn get_capacity(
+        &self,
+        request: Request<v1::GetCapacityRequest>,
+    ) -> Answer<v1::GetCapacityResponse> {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let read = self.read(request.into_inner().read, call.deadline).await?;
         Ok(Response::new(v1::GetCapacityResponse {
@@ -67,7 +70,10 @@ impl FleetService for Api {
         }))
     }
 
-    async fn cordon_agent(&self, request: Request<v1::CordonAgentRequest>) -> Answer<v1::CordonAgentResponse> {
+    async fn cordon_agent(
+        &self,
+        request: Request<v1::CordonAgentRequest>,
+    ) -> Answer<v1::CordonAgentResponse> {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let command = convert::cordon(request.into_inner(), call.actor, &self.parts().retention);
         let command = command.map_err(|rejection| rejected(&rejection))?;
@@ -88,7 +94,10 @@ impl FleetService for Api {
         Ok(Response::new(v1::UncordonAgentResponse { header, agent: Some(self.tell_agent(&agent)) }))
     }
 
-    async fn remove_agent(&self, request: Request<v1::RemoveAgentRequest>) -> Answer<v1::RemoveAgentResponse> {
+    async fn remove_agent(
+        &self,
+        request: Request<v1::RemoveAgentRequest>,
+    ) -> Answer<v1::RemoveAgentResponse> {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let command = convert::remove(&request.into_inner(), call.actor, &self.parts().retention);
         let command = command.map_err(|rejection| rejected(&rejection))?;

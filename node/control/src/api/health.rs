@@ -75,12 +75,17 @@ mod tests {
         let services: Vec<String> = set
             .file
             .iter()
-            .flat_map(|file| file.service.iter().map(|service| format!("{}.{}", file.package(), service.name())))
+            .flat_map(|file| {
+                file.service.iter().map(|service| format!("{}.{}", file.package(), service.name()))
+            })
             .collect();
         for service in PUBLIC_SERVICES {
             assert!(services.iter().any(|found| found == service), "{service} is missing in {services:?}");
         }
         assert_eq!(services.len(), PUBLIC_SERVICES.len(), "{services:?}");
-        assert!(set.file.iter().any(|file| file.name() == "google/protobuf/duration.proto"), "imports are there");
+        assert!(
+            set.file.iter().any(|file| file.name() == "google/protobuf/duration.proto"),
+            "imports are there"
+        );
     }
 }

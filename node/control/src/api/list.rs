@@ -1,70 +1,22 @@
-//! `ListSandboxes`: filters and pages.
-
-use std::collections::BTreeMap;
+//! `ListSandboxes`: one page after the other.
 
 use prost::Message;
 use sandkeeper_proto::v1;
-use sandkeeper_statemachine::{AgentId, Label, Rejection, Sandbox, SandboxId, State};
+use sandkeeper_statemachine::{SandboxId, State};
 use tokio::task::yield_now;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use super::convert::list::{Filter, checksum, page_size};
 use super::convert::sandbox as convert;
-use super::convert::{Fields, sandbox::phases};
 use super::pages::PageToken;
 use super::status::{Problem, rejected};
 use super::{Api, Read};
 
-/// Sandboxes of a page, if the caller does not say.
-pub const DEFAULT_PAGE_SIZE: u32 = 500;
-/// The most sandboxes of a page.
-pub const MAX_PAGE_SIZE: u32 = 5_000;
 /// The most bytes of a page (and one sandbox more): what gRPC clients accept by default is 4 MiB.
 const MAX_PAGE_BYTES: usize = 3 * 1024 * 1024;
 /// Records that are looked at before other requests get a turn: a fraction of a millisecond.
 const SCAN_STEP: usize = 2_048;
-
-/// Which sandboxes are wanted: those that match all that is set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Filter {
-    namespace: Option<Label>,
-    labels: BTreeMap<String, String>,
-    phases: Vec<v1::Phase>,
-    agent: Option<AgentId>,
-}
-
-impl Filter {
-    fn read(wire: &v1::ListSandboxesRequest) -> Result<Self, Rejection> {
-        let mut fields = Fields::default();
-        let namespace = match wire.namespace.as_str() {
-            "" => None,
-            text => fields.parsed("namespace", text),
-        };
-        let agent = match wire.agent_id.as_str() {
-            "" => None,
-            text => fields.parsed("agent_id", text),
-        };
-        let phases = phases(&mut fields, &wire.phases);
-        let size = wire.page_size;
-        fields.require(size <= MAX_PAGE_SIZE, "page_size", format!("at most {MAX_PAGE_SIZE}, is {size}"));
-        fields.done()?;
-        Ok(Self { namespace, labels: wire.label_selector.clone(), phases, agent })
-    }
-
-    fn matches(&self, sandbox: &Sandbox) -> bool {
-        let status = &sandbox.status;
-        self.namespace.as_ref().is_none_or(|namespace| *namespace == sandbox.spec.name.namespace)
-            && (self.phases.is_empty() || self.phases.contains(&convert::phase(status.phase)))
-            && self.agent.as_ref().is_none_or(|agent| convert::agent_of(sandbox) == Some(agent))
-            && self.labels.iter().all(|(key, value)| status.labels.get(key) == Some(value))
-    }
-}
-
-/// A checksum of what a list asks for, beside its place: its pages have to ask for the same.
-fn checksum(wire: &v1::ListSandboxesRequest) -> u32 {
-    let asked = v1::ListSandboxesRequest { page_size: 0, page_token: String::new(), read: None, ..wire.clone() };
-    crc32fast::hash(&asked.encode_to_vec())
-}
 
 /// One page: its sandboxes, and the last of them if there may be more.
 async fn page(
@@ -117,8 +69,7 @@ impl Api {
                 PageToken::decode(&wire.page_token, checksum).map_err(|rejection| rejected(&rejection))?;
             (self.go_on(&token)?, Some(token.last))
         };
-        let size = if wire.page_size == 0 { DEFAULT_PAGE_SIZE } else { wire.page_size } as usize;
-        let (sandboxes, last) = page(&read.state, &filter, after, size).await;
+        let (sandboxes, last) = page(&read.state, &filter, after, page_size(&wire)).await;
         let next_page_token = last.map_or_else(String::new, |last| {
             self.inner.pages.keep(&read.state, Instant::now());
             PageToken { revision: read.state.revision(), filter: checksum, last }.encode()
@@ -135,7 +86,10 @@ impl Api {
             self.inner.pages.get(token.revision, Instant::now())
         };
         let state = kept.ok_or_else(|| {
-            let text = format!("the list at revision {} is not kept any more on this node: list again", token.revision);
+            let text = format!(
+                "the list at revision {} is not kept any more on this node: list again",
+                token.revision
+            );
             Problem::new(Code::Aborted, "LIST_EXPIRED", text).with("revision", &token.revision).status()
         })?;
         // Whatever the first page was, what follows is of the past.
@@ -146,11 +100,7 @@ impl Api {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::convert::tests::World;
-
-    fn request() -> v1::ListSandboxesRequest {
-        v1::ListSandboxesRequest::default()
-    }
+    use crate::api::testing::World;
 
     #[tokio::test]
     async fn pages_join_to_the_whole_list() {
@@ -187,50 +137,5 @@ mod tests {
         assert!(last.is_some());
         let bytes: usize = found.iter().map(Message::encoded_len).sum();
         assert!((MAX_PAGE_BYTES..MAX_PAGE_BYTES + 100 * 1024).contains(&bytes), "{bytes}");
-    }
-
-    #[test]
-    fn a_filter_matches_all_that_is_set() {
-        let mut world = World::with_agent();
-        let (id, _) = world.create_strong("web");
-        let sandbox = world.state.sandbox(&id).unwrap();
-        let labels = |value: &str| BTreeMap::from([("app".to_owned(), value.to_owned())]);
-        let yes = [
-            request(),
-            v1::ListSandboxesRequest { namespace: "default".into(), ..request() },
-            v1::ListSandboxesRequest { agent_id: "a1".into(), ..request() },
-            v1::ListSandboxesRequest { phases: vec![v1::Phase::Allocated.into()], ..request() },
-            v1::ListSandboxesRequest { label_selector: labels("web"), ..request() },
-        ];
-        for wire in yes {
-            assert!(Filter::read(&wire).unwrap().matches(sandbox), "{wire:?}");
-        }
-        let no = [
-            v1::ListSandboxesRequest { namespace: "prod".into(), ..request() },
-            v1::ListSandboxesRequest { agent_id: "a2".into(), ..request() },
-            v1::ListSandboxesRequest { phases: vec![v1::Phase::Running.into()], ..request() },
-            v1::ListSandboxesRequest { label_selector: labels("db"), ..request() },
-        ];
-        for wire in no {
-            assert!(!Filter::read(&wire).unwrap().matches(sandbox), "{wire:?}");
-        }
-    }
-
-    #[test]
-    fn bad_filters_are_refused_and_tokens_are_of_one_filter() {
-        let bad = [
-            v1::ListSandboxesRequest { namespace: "NO".into(), ..request() },
-            v1::ListSandboxesRequest { agent_id: "NO".into(), ..request() },
-            v1::ListSandboxesRequest { phases: vec![99], ..request() },
-            v1::ListSandboxesRequest { phases: vec![0], ..request() },
-            v1::ListSandboxesRequest { page_size: MAX_PAGE_SIZE + 1, ..request() },
-        ];
-        for wire in bad {
-            assert!(matches!(Filter::read(&wire), Err(Rejection::Invalid(_))), "{wire:?}");
-        }
-        let sized = v1::ListSandboxesRequest { page_size: 3, page_token: "x".into(), ..request() };
-        assert_eq!(checksum(&sized), checksum(&request()));
-        let other = v1::ListSandboxesRequest { namespace: "prod".into(), ..request() };
-        assert_ne!(checksum(&other), checksum(&request()));
     }
 }

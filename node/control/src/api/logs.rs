@@ -45,7 +45,9 @@ fn relay(chunks: Chunks, stop: CancellationToken) -> Logs {
             None => Some((Err(shutting_down()), None)),
             Some(None) => None,
             Some(Some(Ok(data))) => Some((Ok(v1::StreamLogsResponse { data }), Some((chunks, stop)))),
-            Some(Some(Err(why))) => Some((Err(Problem::new(Code::Aborted, "LOGS_FAILED", why).status()), None)),
+            Some(Some(Err(why))) => {
+                Some((Err(Problem::new(Code::Aborted, "LOGS_FAILED", why).status()), None))
+            }
         }
     };
     stream::unfold(Some((chunks, stop)), next).boxed()

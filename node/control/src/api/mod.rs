@@ -26,6 +26,10 @@ mod sandbox;
 mod scan;
 mod serve;
 pub mod status;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod wait;
 mod watch;
 
@@ -143,7 +147,8 @@ impl Api {
     /// What this node knows of the cluster, for a caller that gets no answer.
     fn knows(&self) -> String {
         let status = self.parts().raft.status();
-        let leader = self.parts().raft.leader().map_or_else(|| "unknown".to_owned(), |(_, member)| member.name);
+        let leader =
+            self.parts().raft.leader().map_or_else(|| "unknown".to_owned(), |(_, member)| member.name);
         format!(
             "node {}, term {}, leader {leader}, {} members",
             status.member.name,

@@ -40,7 +40,11 @@ impl PageToken {
         bytes.extend(self.filter.to_be_bytes());
         bytes.extend(self.last.to_string().bytes());
         bytes.extend(crc32fast::hash(&bytes).to_be_bytes());
-        bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
+        bytes
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .filter_map(|digit| char::from_digit(digit.into(), 16))
+            .collect()
     }
 
     /// Reads a token of a list with this filter.

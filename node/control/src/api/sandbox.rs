@@ -10,9 +10,8 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::call::{Call, DEFAULT_DEADLINE, DEFAULT_LONG_DEADLINE};
-use super::convert::Retention;
-use super::convert::sandbox as convert;
 use super::convert::target::{find, only_sandbox_ref};
+use super::convert::{Retention, create, sandbox as convert};
 use super::status::{fault, rejected};
 use super::{Api, Read};
 
@@ -78,7 +77,7 @@ impl Api {
     async fn create(&self, request: Request<v1::CreateSandboxRequest>) -> Answer<v1::CreateSandboxResponse> {
         let strong = request.get_ref().mode == i32::from(v1::Mode::Strong);
         let call = Call::of(&request, if strong { DEFAULT_LONG_DEADLINE } else { DEFAULT_DEADLINE })?;
-        let request = convert::create(request.into_inner(), call.actor, &self.parts().retention)
+        let request = create::create(request.into_inner(), call.actor, &self.parts().retention)
             .map_err(|rejection| rejected(&rejection))?;
         let waits_for = strong_key(&request);
         let written = match (waits_for, self.submit(request, call.deadline).await?) {
@@ -167,7 +166,10 @@ impl SandboxService for Api {
         Ok(Response::new(v1::TerminateSandboxResponse { header, sandbox: Some(sandbox) }))
     }
 
-    async fn wait_sandbox(&self, request: Request<v1::WaitSandboxRequest>) -> Answer<v1::WaitSandboxResponse> {
+    async fn wait_sandbox(
+        &self,
+        request: Request<v1::WaitSandboxRequest>,
+    ) -> Answer<v1::WaitSandboxResponse> {
         let call = Call::of(&request, DEFAULT_LONG_DEADLINE)?;
         self.wait(&request.into_inner(), call.deadline).await.map(Response::new)
     }

@@ -201,7 +201,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::api::convert::tests::World;
+    use crate::api::testing::World;
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(30)
@@ -260,7 +260,7 @@ mod tests {
     async fn a_chain_is_the_history_of_one_sandbox() {
         let (world, _, all) = world();
         let (history, ..) = world.history(1);
-        let web = world.state.sandbox_named(&world.name("web")).unwrap();
+        let web = world.state.sandbox_named(&World::name("web")).unwrap();
         let found = chain(&history, web.status.revision, &Filter::default(), 10, soon()).await.unwrap();
         assert_eq!(revisions(&found), all[3..]);
         assert!(!found.truncated);

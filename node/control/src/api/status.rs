@@ -110,10 +110,9 @@ pub(crate) fn rejected(rejection: &Rejection) -> Status {
         }
         Rejection::SandboxNotFound(sandbox) => problem.with("sandbox", sandbox),
         Rejection::AgentNotFound(agent) => problem.with("agent_id", agent),
-        Rejection::NameTaken { name, holder } => problem
-            .with("namespace", &name.namespace)
-            .with("name", &name.name)
-            .with("sandbox_id", holder),
+        Rejection::NameTaken { name, holder } => {
+            problem.with("namespace", &name.namespace).with("name", &name.name).with("sandbox_id", holder)
+        }
         Rejection::RequestIdReused(id) => problem.with("request_id", id),
         Rejection::NoCapacity(shortage) => problem
             .with("pool", &shortage.pool)
@@ -143,9 +142,9 @@ pub(crate) fn submit(error: &SubmitError) -> Status {
     match error {
         SubmitError::Rejected(rejection) => rejected(rejection),
         SubmitError::Unavailable(why) => unavailable(why),
-        SubmitError::Overloaded(why) => Problem::new(Code::ResourceExhausted, "OVERLOADED", why)
-            .retry_after(RETRY_OVERLOADED)
-            .status(),
+        SubmitError::Overloaded(why) => {
+            Problem::new(Code::ResourceExhausted, "OVERLOADED", why).retry_after(RETRY_OVERLOADED).status()
+        }
         SubmitError::Fault(why) => fault(why),
     }
 }
@@ -167,7 +166,9 @@ pub(crate) fn unavailable(why: &str) -> Status {
 
 /// This node stops: another one will do.
 pub(crate) fn shutting_down() -> Status {
-    Problem::new(Code::Unavailable, "SHUTTING_DOWN", "node is shutting down").retry_after(Duration::ZERO).status()
+    Problem::new(Code::Unavailable, "SHUTTING_DOWN", "node is shutting down")
+        .retry_after(Duration::ZERO)
+        .status()
 }
 
 /// A fault of this node.
@@ -201,9 +202,11 @@ pub(crate) fn wait(error: WaitError, wanted: Revision) -> Status {
 /// A part of the history that can't be read.
 pub(crate) fn history(error: &HistoryError) -> Status {
     match error {
-        HistoryError::Compacted { oldest } => Problem::new(Code::OutOfRange, "HISTORY_COMPACTED", error.to_string())
-            .with("oldest_revision", oldest)
-            .status(),
+        HistoryError::Compacted { oldest } => {
+            Problem::new(Code::OutOfRange, "HISTORY_COMPACTED", error.to_string())
+                .with("oldest_revision", oldest)
+                .status()
+        }
         HistoryError::Fault(_) => fault(&error.to_string()),
     }
 }
@@ -211,8 +214,12 @@ pub(crate) fn history(error: &HistoryError) -> Status {
 /// A membership that was not changed.
 pub(crate) fn membership(error: &MembershipError) -> Status {
     match error {
-        MembershipError::Refused(why) => Problem::new(Code::FailedPrecondition, "MEMBERSHIP_REFUSED", why).status(),
-        MembershipError::NotFound(_) => Problem::new(Code::NotFound, "MEMBER_NOT_FOUND", error.to_string()).status(),
+        MembershipError::Refused(why) => {
+            Problem::new(Code::FailedPrecondition, "MEMBERSHIP_REFUSED", why).status()
+        }
+        MembershipError::NotFound(_) => {
+            Problem::new(Code::NotFound, "MEMBER_NOT_FOUND", error.to_string()).status()
+        }
         MembershipError::Unavailable(why) => unavailable(why),
     }
 }

@@ -10,8 +10,7 @@ use tonic::{Code, Status};
 
 use super::Api;
 use super::convert::sandbox as convert;
-use super::convert::target::{find, sandbox_ref};
-use super::convert::{Fields, invalid};
+use super::convert::target::find;
 use super::status::{Problem, rejected, shutting_down};
 use crate::raft::replica::WaitError;
 
@@ -40,7 +39,9 @@ fn progress(state: &State, id: &SandboxId, key: &RequestKey) -> Option<Progress>
     match status.phase {
         Phase::Running => Some(Progress::Ran),
         // A short program may be over before this replica's readers saw it run.
-        Phase::Failed | Phase::Terminating | Phase::Lost if status.running_since.is_some() => Some(Progress::Ran),
+        Phase::Failed | Phase::Terminating | Phase::Lost if status.running_since.is_some() => {
+            Some(Progress::Ran)
+        }
         Phase::Failed => Some(Progress::Failed(status.reason.clone())),
         Phase::Terminating => Some(Progress::Ended),
         Phase::Pending | Phase::Allocated | Phase::Lost => None,
@@ -70,7 +71,9 @@ impl Api {
                 return Err(not_running_yet(replica.state().sandbox(id).unwrap_or(made), key));
             }
         };
-        let problem = |reason, text: String| Problem::new(Code::FailedPrecondition, reason, text).with("sandbox_id", id);
+        let problem = |reason, text: String| {
+            Problem::new(Code::FailedPrecondition, reason, text).with("sandbox_id", id)
+        };
         match known {
             Some(Progress::Ran) => {
                 let sandbox = view.state.sandbox(id).unwrap_or(made);
@@ -94,7 +97,7 @@ impl Api {
         wire: &v1::WaitSandboxRequest,
         deadline: Instant,
     ) -> Result<v1::WaitSandboxResponse, Status> {
-        let (wanted, phases) = read_request(wire).map_err(|rejection| rejected(&rejection))?;
+        let (wanted, phases) = convert::wait(wire).map_err(|rejection| rejected(&rejection))?;
         let read = self.read(None, deadline).await?;
         let found = match find(&read.state, &wanted) {
             Ok(found) => Some(found),
@@ -103,7 +106,7 @@ impl Api {
         };
         let Some(found) = found else {
             // What is waited for has come: nothing of that name or id is there.
-            let sandbox = Some(never_seen(&wanted));
+            let sandbox = Some(convert::never_seen(&wanted));
             return Ok(v1::WaitSandboxResponse { header: Some(self.header(&read)), sandbox });
         };
         let id = found.id.clone();
@@ -132,16 +135,6 @@ impl Api {
     }
 }
 
-fn read_request(wire: &v1::WaitSandboxRequest) -> Result<(SandboxRef, Vec<v1::Phase>), Rejection> {
-    let mut fields = Fields::default();
-    let wanted = sandbox_ref(&mut fields, wire.r#ref.as_ref());
-    let phases = convert::phases(&mut fields, &wire.phases);
-    fields.require(!wire.phases.is_empty(), "phases", "must name at least one phase");
-    fields.done()?;
-    let wanted = wanted.ok_or_else(|| invalid("ref", "must name a sandbox"))?;
-    Ok((wanted, phases))
-}
-
 /// A sandbox whose name is free already, while it is still going away: the newest, if there are several.
 fn leaving<'a>(state: &'a State, wanted: &SandboxRef) -> Option<&'a Sandbox> {
     let SandboxRef::Name(name) = wanted else { return None };
@@ -151,21 +144,13 @@ fn leaving<'a>(state: &'a State, wanted: &SandboxRef) -> Option<&'a Sandbox> {
     state.sandboxes().filter(|sandbox| sandbox.spec.name == *name).max_by_key(|sandbox| sandbox.created)
 }
 
-/// What was asked for, gone before anybody looked.
-fn never_seen(wanted: &SandboxRef) -> v1::Sandbox {
-    let gone = v1::Sandbox { phase: v1::Phase::Gone.into(), ..v1::Sandbox::default() };
-    match wanted {
-        SandboxRef::Id { id, .. } => v1::Sandbox { sandbox_id: id.to_string(), ..gone },
-        SandboxRef::Name(name) => {
-            let (namespace, name) = (name.namespace.to_string(), name.name.to_string());
-            v1::Sandbox { namespace, name, ..gone }
-        }
-    }
-}
-
 fn not_running_yet(sandbox: &Sandbox, key: &RequestKey) -> Status {
     let phase = sandbox.status.phase.as_str();
-    let reason = if sandbox.status.reason.is_empty() { String::new() } else { format!(" ({})", sandbox.status.reason) };
+    let reason = if sandbox.status.reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", sandbox.status.reason)
+    };
     let text = format!(
         "sandbox {} is still {phase}{reason}; it goes on: send the same request with request_id {} to wait on",
         sandbox.id, key.id
@@ -179,7 +164,8 @@ fn not_running_yet(sandbox: &Sandbox, key: &RequestKey) -> Status {
 
 fn still(sandbox: &Sandbox, phases: &[v1::Phase]) -> Status {
     let phase = sandbox.status.phase.as_str();
-    let wanted: Vec<&str> = phases.iter().map(|phase| phase.as_str_name().trim_start_matches("PHASE_")).collect();
+    let wanted: Vec<&str> =
+        phases.iter().map(|phase| phase.as_str_name().trim_start_matches("PHASE_")).collect();
     let text = format!("sandbox {} is still {phase}, not {}", sandbox.id, wanted.join(" or "));
     Problem::new(Code::DeadlineExceeded, "STILL_WAITING", text)
         .with("sandbox_id", &sandbox.id)
@@ -192,7 +178,7 @@ mod tests {
     use sandkeeper_statemachine::{ReportedState, Timestamp};
 
     use super::*;
-    use crate::api::convert::tests::World;
+    use crate::api::testing::World;
 
     #[test]
     fn a_strong_create_is_followed_to_its_end() {
@@ -215,20 +201,20 @@ mod tests {
     fn a_name_that_is_free_again_still_finds_what_goes_away() {
         let mut world = World::with_agent();
         let (id, _) = world.create_strong("web");
-        let name = SandboxRef::Name(world.name("web"));
+        let name = SandboxRef::Name(World::name("web"));
         world.terminate(&id);
         assert!(find(&world.state, &name).is_err());
         assert_eq!(leaving(&world.state, &name).map(|sandbox| &sandbox.id), Some(&id));
         world.report(&id, ReportedState::Absent);
         assert!(leaving(&world.state, &name).is_none());
-        assert_eq!(never_seen(&name).phase(), v1::Phase::Gone);
+        assert_eq!(convert::never_seen(&name).phase(), v1::Phase::Gone);
         assert!(world.state.last_time() > Timestamp(0));
     }
 
     #[test]
     fn a_wait_names_phases_and_a_sandbox() {
         let wire = v1::WaitSandboxRequest { r#ref: None, phases: vec![] };
-        let Err(Rejection::Invalid(violations)) = read_request(&wire) else { panic!("it must be refused") };
+        let Err(Rejection::Invalid(violations)) = convert::wait(&wire) else { panic!("it must be refused") };
         let fields: Vec<&str> = violations.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(fields, ["ref", "phases"]);
     }

@@ -96,7 +96,8 @@ fn outgoing(
     ended: oneshot::Receiver<Status>,
     counted: Counted,
 ) -> Watch {
-    let last = stream::once(async move { ended.await.ok() }).filter_map(|status| async move { status.map(Err) });
+    let last =
+        stream::once(async move { ended.await.ok() }).filter_map(|status| async move { status.map(Err) });
     let all = ReceiverStream::new(messages).map(Ok).chain(last);
     // The watcher counts until its stream is dropped, not only until it is cut off: its queue stays until then.
     all.map(move |message| {
@@ -217,7 +218,10 @@ fn messages<'a>(
 ) -> impl Iterator<Item = (Revision, Vec<v1::Event>)> + Send + 'a {
     let numbered = entries.iter().flat_map(|applied| {
         let entry = &applied.entry;
-        (applied.first_revision..).zip(&entry.events).enumerate().map(|(at, (revision, event))| (revision, entry.time_of(at), event))
+        (applied.first_revision..)
+            .zip(&entry.events)
+            .enumerate()
+            .map(|(at, (revision, event))| (revision, entry.time_of(at), event))
     });
     let mut wanted = numbered.filter(move |(revision, _, event)| *revision >= from && filter.matches(event));
     std::iter::from_fn(move || {
@@ -238,7 +242,7 @@ fn messages<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::convert::tests::World;
+    use crate::api::testing::World;
 
     fn entries() -> (Vec<AppliedEntry>, Revision) {
         let mut world = World::with_agent();
@@ -254,7 +258,8 @@ mod tests {
         let (entries, last) = entries();
         for from in 1..=last + 1 {
             let all: Vec<_> = messages(&entries, from, &Filter::default()).collect();
-            let revisions: Vec<Revision> = all.iter().flat_map(|(_, events)| events).map(|event| event.revision).collect();
+            let revisions: Vec<Revision> =
+                all.iter().flat_map(|(_, events)| events).map(|event| event.revision).collect();
             assert_eq!(revisions, (from..=last).collect::<Vec<_>>());
             for (revision, events) in &all {
                 assert_eq!(*revision, events.last().unwrap().revision);
@@ -317,7 +322,11 @@ mod tests {
         let (watcher, mut messages) = watcher(history, 1_000);
         let task = tokio::spawn(watcher.run());
         let bookmark = messages.recv().await.unwrap();
-        assert_eq!((bookmark.revision, bookmark.events.len()), (999, 0), "resuming from it skips nothing wanted");
+        assert_eq!(
+            (bookmark.revision, bookmark.events.len()),
+            (999, 0),
+            "resuming from it skips nothing wanted"
+        );
         drop(messages);
         assert!(matches!(task.await.unwrap(), End::Gone));
     }

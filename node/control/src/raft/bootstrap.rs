@@ -17,6 +17,7 @@ use sandkeeper_proto::internal::{ChangeMembershipRequest, DescribeResponse};
 use tokio::net::lookup_host;
 use tokio::time::{sleep, timeout};
 
+use super::local_node::LocalNode;
 use super::membership::DESCRIBE_TIMEOUT;
 use super::node::RaftNode;
 use super::peers::reason;
@@ -39,7 +40,7 @@ pub enum BootstrapError {
     #[error("this node expects {0} nodes, but was told no --join address")]
     NobodyToAsk(u64),
     /// Names must be unique.
-    #[error("two nodes are named {name:?}: this one, or {first}, and {second}")]
+    #[error("two nodes have the name {name:?}: the one at {first}, and the one at {second}")]
     SameName {
         /// The name.
         name: String,
@@ -123,7 +124,7 @@ pub async fn enter(node: &RaftNode, join: &[String]) -> Result<Entered, Bootstra
                 }
             }
         } else if expect > 0 {
-            match roll_call(node, expect, &seen)? {
+            match roll_call(node.local(), expect, &seen)? {
                 Some(members) if members.keys().next() == Some(&node.local().node_id) => {
                     initialize(node, members).await?;
                     return Ok(Entered::Formed);
@@ -132,7 +133,7 @@ pub async fn enter(node: &RaftNode, join: &[String]) -> Result<Entered, Bootstra
                     "all {expect} nodes are here; waiting for {} to form the cluster",
                     members.values().next().map_or("", |member| &member.name)
                 )),
-                None => progress.say(waiting_text(node, expect, &seen)),
+                None => progress.say(waiting_text(node.local(), expect, &seen)),
             }
         } else {
             progress.say(format!("waiting for a member of the cluster: {}", silent_text(&seen)));
@@ -212,11 +213,10 @@ async fn look(node: &RaftNode, join: &[String]) -> Seen {
 
 /// Everybody, if exactly the expected nodes are here.
 fn roll_call(
-    node: &RaftNode,
+    local: &LocalNode,
     expect: u64,
     seen: &Seen,
 ) -> Result<Option<BTreeMap<NodeId, Member>>, BootstrapError> {
-    let local = node.local();
     let others = seen.nodes.values().filter(|other| other.bootstrap_expect == expect).map(|other| {
         let member = Member {
             name: other.name.clone(),
@@ -286,7 +286,7 @@ async fn join_through(node: &RaftNode, member: NodeId, address: &str) -> Result<
     }
 }
 
-fn waiting_text(node: &RaftNode, expect: u64, seen: &Seen) -> String {
+fn waiting_text(local: &LocalNode, expect: u64, seen: &Seen) -> String {
     let agreeing = seen.nodes.values().filter(|other| other.bootstrap_expect == expect).count() as u64;
     let mut text = format!("waiting for {} of {expect} nodes", expect.saturating_sub(agreeing + 1));
     let silent = silent_text(seen);
@@ -297,8 +297,7 @@ fn waiting_text(node: &RaftNode, expect: u64, seen: &Seen) -> String {
         let (name, theirs) = (&other.name, other.bootstrap_expect);
         text = format!(
             "{text}; {name} ({}) expects {theirs} nodes, {} expects {expect}",
-            other.peer_address,
-            node.local().member.name
+            other.peer_address, local.member.name
         );
     }
     text
@@ -324,5 +323,54 @@ impl Progress {
             self.rounds = 0;
             self.said = text;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described(node_id: NodeId, name: &str, expect: u64) -> DescribeResponse {
+        let (peer_address, api_address) = (format!("{name}:7601"), format!("{name}:7600"));
+        DescribeResponse {
+            node_id,
+            name: name.to_owned(),
+            peer_address,
+            api_address,
+            bootstrap_expect: expect,
+            ..DescribeResponse::default()
+        }
+    }
+
+    fn local() -> LocalNode {
+        let member = Member { name: "a".to_owned(), ..Member::default() };
+        LocalNode::new(5, member, 3, None)
+    }
+
+    fn seen(others: &[DescribeResponse]) -> Seen {
+        let nodes = others.iter().map(|other| (other.node_id, other.clone())).collect();
+        let silent = vec![("127.0.0.1:7611".to_owned(), "connection refused".to_owned())];
+        Seen { nodes, silent }
+    }
+
+    #[test]
+    fn the_roll_is_complete_only_with_nodes_that_expect_the_same() {
+        let some = seen(&[described(1, "b", 3), described(2, "c", 5)]);
+        assert_eq!(roll_call(&local(), 3, &some), Ok(None));
+        assert_eq!(
+            waiting_text(&local(), 3, &some),
+            "waiting for 1 of 3 nodes: 127.0.0.1:7611 (connection refused); c (c:7601) expects 5 nodes, a expects 3"
+        );
+        let all = seen(&[described(9, "b", 3), described(2, "c", 3)]);
+        let members = roll_call(&local(), 3, &all).unwrap().unwrap();
+        assert_eq!(
+            members.keys().copied().collect::<Vec<_>>(),
+            [2, 5, 9],
+            "the first of them forms the cluster"
+        );
+        let many = seen(&[described(1, "b", 3), described(2, "c", 3), described(3, "d", 3)]);
+        assert!(matches!(roll_call(&local(), 3, &many), Err(BootstrapError::TooMany { found: 4, .. })));
+        let twins = seen(&[described(1, "a", 3)]);
+        assert!(matches!(roll_call(&local(), 3, &twins), Err(BootstrapError::SameName { .. })));
     }
 }

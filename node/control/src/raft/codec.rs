@@ -1,6 +1,6 @@
 //! The bytes of Raft's messages between peers.
 //!
-//! Small messages (votes, answers, log ids) are bincode, read with a limit. An append has a format of its own, so
+//! Most messages (votes, answers, log ids, forwarded commands) are bincode, read with a limit. An append has a format of its own, so
 //! that the entries' bytes pass from the leader's log into its followers' logs as they are:
 //!
 //! ```text
@@ -23,8 +23,6 @@ use super::types::{EntryData, LogEntry, LogId, TypeConfig, Vote};
 
 /// The version of the format, in the first byte of every append.
 const VERSION: u8 = 1;
-/// The largest small message, bytes: a membership of some hundred nodes, or a snapshot's header.
-pub const MAX_SMALL_BYTES: usize = 64 * 1024;
 /// An append is cut into several when its entries have more bytes than this. Small enough that a follower's
 /// first answer comes early and heartbeats on the same connection are not held up for long.
 pub const APPEND_TARGET_BYTES: usize = 1024 * 1024;
@@ -60,7 +58,7 @@ pub enum CodecError {
         /// The index that came.
         found: u64,
     },
-    /// A small message that bincode can't read.
+    /// A message that bincode can't read.
     #[error("bincode: {0}")]
     Bincode(String),
 }
@@ -74,31 +72,19 @@ struct AppendHead {
     entries: u32,
 }
 
-/// Encodes a small message.
+/// Encodes a message.
 pub fn encode<T: Serialize>(message: &T) -> Bytes {
     bincode::serde::encode_to_vec(message, bincode::config::standard())
         .expect("Raft's messages consist of types that bincode can write")
         .into()
 }
 
-/// Decodes a small message.
-///
-/// # Errors
-/// If the bytes are not exactly one message, or it is larger than [`MAX_SMALL_BYTES`].
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    decode_up_to::<T, MAX_SMALL_BYTES>(bytes)
-}
-
-/// Decodes a message that may be as large as any: a forwarded command, or its outcome.
+/// Decodes a message that [`encode`] made.
 ///
 /// # Errors
 /// If the bytes are not exactly one message, or it is larger than [`MAX_MESSAGE_BYTES`].
-pub fn decode_large<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-    decode_up_to::<T, MAX_MESSAGE_BYTES>(bytes)
-}
-
-fn decode_up_to<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, CodecError> {
-    let config = bincode::config::standard().with_limit::<LIMIT>();
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let config = bincode::config::standard().with_limit::<MAX_MESSAGE_BYTES>();
     let (message, read) = bincode::serde::decode_from_slice(bytes, config)
         .map_err(|error| CodecError::Bincode(error.to_string()))?;
     match bytes.len() - read {

@@ -122,13 +122,15 @@ async fn verify(context: &Context) -> Result<(), CliError> {
 }
 
 fn verdict(answer: &v1::VerifyResponse) -> String {
+    let mut nodes: Vec<_> = answer.nodes.iter().collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
     let row = |node: &v1::verify_response::Node| {
         let (history, state) = (human::short(&node.history_digest), human::short(&node.state_digest));
         vec![node.name.clone(), human::number_or_none(node.revision), history, state, node.error.clone()]
     };
     let table = output::table(
         &["NODE", "REVISION", "HISTORY DIGEST", "STATE DIGEST", "ERROR"],
-        answer.nodes.iter().map(row),
+        nodes.into_iter().map(row),
     );
     let silent = answer.nodes.iter().filter(|node| !node.error.is_empty()).count();
     let compared = answer.nodes.len() - silent;
@@ -143,6 +145,8 @@ fn verdict(answer: &v1::VerifyResponse) -> String {
 }
 
 fn rows(members: &[v1::Member]) -> String {
+    let mut members: Vec<_> = members.iter().collect();
+    members.sort_by(|a, b| a.name.cmp(&b.name));
     let row = |member: &v1::Member| {
         vec![
             member.name.clone(),
@@ -155,7 +159,7 @@ fn rows(members: &[v1::Member]) -> String {
     };
     output::table(
         &["NODE", "ROLE", "LEADER", "API ADDRESS", "PEER ADDRESS", "NODE ID"],
-        members.iter().map(row),
+        members.into_iter().map(row),
     )
 }
 

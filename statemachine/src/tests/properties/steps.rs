@@ -12,21 +12,71 @@ pub enum Step {
     Advance(u8),
     Recede(u8),
     Housekeeping,
-    Agent { which: u8, slots: u64, small: bool, ledger: u8, start: u8, pool: u8 },
+    Agent {
+        which: u8,
+        slots: u64,
+        small: bool,
+        ledger: u8,
+        start: u8,
+        pool: u8,
+    },
     /// Hello again, as it is known.
-    Return { which: u8 },
-    Lose { which: u8, start: Option<u8> },
-    Cordon { which: u8, request: Option<u8> },
-    Uncordon { which: u8, request: Option<u8> },
-    Remove { which: u8, fenced: bool, request: Option<u8> },
-    Create { which: u8, shape: u8, strong: bool, wait: Option<u8>, ttl: Option<u8>, request: Option<u8> },
-    Update { target: Aim, what: u8, request: Option<u8> },
-    Reset { target: Aim, request: Option<u8> },
-    Terminate { target: Aim, request: Option<u8> },
+    Return {
+        which: u8,
+    },
+    Lose {
+        which: u8,
+        start: Option<u8>,
+    },
+    Cordon {
+        which: u8,
+        request: Option<u8>,
+    },
+    Uncordon {
+        which: u8,
+        request: Option<u8>,
+    },
+    Remove {
+        which: u8,
+        fenced: bool,
+        request: Option<u8>,
+    },
+    Create {
+        which: u8,
+        shape: u8,
+        strong: bool,
+        wait: Option<u8>,
+        ttl: Option<u8>,
+        request: Option<u8>,
+    },
+    Update {
+        target: Aim,
+        what: u8,
+        request: Option<u8>,
+    },
+    Reset {
+        target: Aim,
+        request: Option<u8>,
+    },
+    Terminate {
+        target: Aim,
+        request: Option<u8>,
+    },
+    /// A caller's request once more, the very same.
+    Retry(Index),
     /// What the holder of a sandbox may say truly.
-    Report { sandbox: Index, held: Index, what: u8 },
+    Report {
+        sandbox: Index,
+        held: Index,
+        what: u8,
+    },
     /// What nobody should say.
-    Lie { sandbox: Index, agent: u8, generation: u8, what: u8 },
+    Lie {
+        sandbox: Index,
+        agent: u8,
+        generation: u8,
+        what: u8,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +101,8 @@ fn request() -> impl Strategy<Value = Option<u8>> {
 
 pub fn step() -> impl Strategy<Value = Step> {
     let agent = (0u8..4, 1u64..4, any::<bool>(), 1u8..3, 0u8..3, 0u8..8);
-    let create = (0u8..6, 0u8..6, any::<bool>(), prop::option::of(0u8..4), prop::option::of(0u8..8), request());
+    let create =
+        (0u8..6, 0u8..6, any::<bool>(), prop::option::of(0u8..4), prop::option::of(0u8..8), request());
     prop_oneof![
         3 => (0u8..4).prop_map(Step::Advance),
         1 => (0u8..4).prop_map(Step::Recede),
@@ -71,6 +122,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         2 => (aim(), 0u8..5, request()).prop_map(|(target, what, request)| Step::Update { target, what, request }),
         4 => (aim(), request()).prop_map(|(target, request)| Step::Reset { target, request }),
         5 => (aim(), request()).prop_map(|(target, request)| Step::Terminate { target, request }),
+        8 => any::<Index>().prop_map(Step::Retry),
         16 => (any::<Index>(), any::<Index>(), 0u8..8)
             .prop_map(|(sandbox, held, what)| Step::Report { sandbox, held, what }),
         4 => (any::<Index>(), 0u8..5, 0u8..4, 0u8..8)
@@ -98,7 +150,7 @@ fn said(what: u8) -> ReportedState {
     }
 }
 
-fn nth<'a>(state: &'a State, index: &Index) -> Option<&'a Sandbox> {
+fn nth(state: &State, index: Index) -> Option<&Sandbox> {
     let count = state.sandbox_count();
     if count == 0 { None } else { state.sandboxes().nth(index.index(count)) }
 }
@@ -106,11 +158,13 @@ fn nth<'a>(state: &'a State, index: &Index) -> Option<&'a Sandbox> {
 impl Aim {
     fn target(&self, state: &State) -> Target {
         let (index, less) = match self {
-            Self::Name(which) => return Target { sandbox: SandboxRef::Name(sandbox_name(*which)), expected_revision: None },
+            Self::Name(which) => {
+                return Target { sandbox: SandboxRef::Name(sandbox_name(*which)), expected_revision: None };
+            }
             Self::Id(index) => (index, None),
             Self::Unmoved(index, less) => (index, Some(u64::from(*less))),
         };
-        let found = nth(state, index);
+        let found = nth(state, *index);
         let mut target = found.map_or_else(|| by_id(&"nobody".parse().unwrap()), |found| by_id(&found.id));
         let revision = found.map_or(0, |found| found.status.revision);
         target.expected_revision = less.map(|less| revision.saturating_sub(less));
@@ -127,7 +181,8 @@ impl Step {
     pub fn request(&self, state: &State) -> Request {
         let caller = Actor::Client("ann".into());
         let with_id = |command, request: &Option<u8>| {
-            let id = request.map(|id| CallerId { id: request_id(Some(id)), retention: i64::from(id % 4) * SECOND });
+            let id = request
+                .map(|id| CallerId { id: request_id(Some(id)), retention: i64::from(id % 4) * SECOND });
             Request { actor: caller.clone(), id, command }
         };
         match self {
@@ -135,7 +190,9 @@ impl Step {
                 let agent = id_of_agent(*which);
                 with_id(Command::CordonAgent { agent, reason: "disk".into() }, request)
             }
-            Self::Uncordon { which, request } => with_id(Command::UncordonAgent(id_of_agent(*which)), request),
+            Self::Uncordon { which, request } => {
+                with_id(Command::UncordonAgent(id_of_agent(*which)), request)
+            }
             Self::Remove { which, fenced, request } => {
                 with_id(Command::RemoveAgent { agent: id_of_agent(*which), fenced: *fenced }, request)
             }
@@ -145,13 +202,17 @@ impl Step {
                 with_id(Command::UpdateSandbox { target, update }, request)
             }
             Self::Reset { target, request } => with_id(Command::ResetSandbox(target.target(state)), request),
-            Self::Terminate { target, request } => with_id(Command::TerminateSandbox(target.target(state)), request),
+            Self::Terminate { target, request } => {
+                with_id(Command::TerminateSandbox(target.target(state)), request)
+            }
             other => Request { actor: Actor::Leader, id: None, command: other.others_command(state) },
         }
     }
 
     fn create(&self) -> Command {
-        let Self::Create { which, shape, strong, wait, ttl, request } = self else { return Command::Housekeeping };
+        let Self::Create { which, shape, strong, wait, ttl, request } = self else {
+            return Command::Housekeeping;
+        };
         let mut create = create("x");
         create.spec.name = sandbox_name(*which);
         create.spec.mode = if *strong { Mode::Strong } else { Mode::Fast };
@@ -185,12 +246,13 @@ impl Step {
             }
             Self::Lose { which, start } => {
                 let agent = id_of_agent(*which);
-                let known = state.agent(&agent).map_or_else(Incarnation::default, |agent| agent.spec.incarnation);
+                let known =
+                    state.agent(&agent).map_or_else(Incarnation::default, |agent| agent.spec.incarnation);
                 let incarnation = start.map_or(known, |start| incarnation(1, start.into()));
                 Command::LoseAgent { agent, incarnation }
             }
             Self::Report { sandbox, held, what } => {
-                let Some(found) = nth(state, sandbox).filter(|found| !found.status.held.is_empty()) else {
+                let Some(found) = nth(state, *sandbox).filter(|found| !found.status.held.is_empty()) else {
                     return Command::Housekeeping;
                 };
                 let Held { generation, agent } = held.get(&found.status.held).clone();
@@ -200,7 +262,8 @@ impl Step {
             }
             Self::Lie { sandbox, agent, generation, what } => {
                 let agent = id_of_agent(*agent);
-                let sandbox_id = nth(state, sandbox).map_or_else(|| "nobody".parse().unwrap(), |found| found.id.clone());
+                let sandbox_id =
+                    nth(state, *sandbox).map_or_else(|| "nobody".parse().unwrap(), |found| found.id.clone());
                 let incarnation = incarnation(1, u64::from(*what % 3));
                 let generation = (*generation).into();
                 Command::Report(Report { agent, incarnation, sandbox_id, generation, state: said(*what) })

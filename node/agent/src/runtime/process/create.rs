@@ -99,14 +99,17 @@ async fn take_up(
     mut child: Child,
     alive: File,
 ) -> Result<(), String> {
-    let receiver = pipe::Receiver::from_file(alive).map_err(|error| format!("can't listen to the shim: {error}"));
+    let receiver =
+        pipe::Receiver::from_file(alive).map_err(|error| format!("can't listen to the shim: {error}"));
     let mut receiver = match receiver {
         Ok(receiver) => BufReader::new(receiver),
         Err(reason) => return Err(abandon(&mut child, reason).await),
     };
     let mut word = String::new();
     match tokio::time::timeout(START_DEADLINE, receiver.read_line(&mut word)).await {
-        Err(_) => return Err(abandon(&mut child, format!("it did not start within {START_DEADLINE:?}")).await),
+        Err(_) => {
+            return Err(abandon(&mut child, format!("it did not start within {START_DEADLINE:?}")).await);
+        }
         Ok(Err(error)) => return Err(abandon(&mut child, format!("can't listen to the shim: {error}")).await),
         Ok(Ok(_)) => {}
     }

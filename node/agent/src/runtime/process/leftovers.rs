@@ -16,10 +16,14 @@ use crate::shim::{Folder, ID_VARIABLE, ShimSpec};
 /// Between two looks at what was killed.
 const PAUSE: Duration = Duration::from_millis(5);
 /// A process that does not die of SIGKILL for so long waits for the disk or another device.
-const DEADLINE: Duration = Duration::from_mins(1);
+const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Kills them until none is left.
-pub(super) async fn kill_all(shared: &Arc<Shared>, sandbox_id: &str, folder: Folder) -> Result<(), RuntimeFault> {
+/// Kills them until none is left, or says that some do not die. May be called again.
+pub(super) async fn kill_all(
+    shared: &Arc<Shared>,
+    sandbox_id: &str,
+    folder: Folder,
+) -> Result<(), RuntimeFault> {
     let spec_path = folder.spec();
     let spec = blocking(move || folder.read_spec()).await.map_err(FileFault::of("read", &spec_path))?;
     // After a restart of the machine nothing can be left, and process ids and groups are others'.

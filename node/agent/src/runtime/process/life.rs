@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use nix::fcntl::OFlag;
 use nix::sys::signal::{Signal, kill};
@@ -18,6 +19,9 @@ use super::{Exited, RuntimeFault, Shared, blocking, leftovers};
 use crate::files::FileFault;
 use crate::plan::Ended;
 use crate::shim::{ExitRecord, Folder, Instructions, Outcome, ShimProcess};
+
+/// The pause after a look at an ended sandbox that failed.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A shim that lives, or lived a moment ago.
 #[derive(Debug)]
@@ -48,7 +52,11 @@ impl Life {
     }
 
     /// Writes the newest instructions and sends the shim a signal to read them.
-    pub(super) async fn deliver(self: &Arc<Self>, shared: &Shared, signal: Signal) -> Result<(), RuntimeFault> {
+    pub(super) async fn deliver(
+        self: &Arc<Self>,
+        shared: &Shared,
+        signal: Signal,
+    ) -> Result<(), RuntimeFault> {
         let _turn = self.delivering.lock().await;
         let folder = shared.folder(&self.sandbox_id);
         let life = Arc::clone(self);
@@ -116,20 +124,20 @@ pub(super) fn watch(shared: &Arc<Shared>, life: Arc<Life>, alive: pipe::Receiver
     shared.watchers.spawn(task);
 }
 
-async fn watch_until_released(shared: Arc<Shared>, life: Arc<Life>, alive: pipe::Receiver, child: Option<Child>) {
-    tokio::select! {
+async fn watch_until_released(
+    shared: Arc<Shared>,
+    life: Arc<Life>,
+    alive: pipe::Receiver,
+    child: Option<Child>,
+) {
+    let id = life.sandbox_id.clone();
+    let exit = tokio::select! {
         // The shim lives on; the next agent takes it up again.
         () = shared.released.cancelled() => return,
-        () = wait_for_end(alive, child) => {}
-    }
-    let id = life.sandbox_id.clone();
-    let exit = match how_it_ended(&shared, &id).await {
-        Ok(exit) => exit,
-        Err(fault) => {
-            let fault = &fault as &dyn std::error::Error;
-            tracing::error!(sandbox_id = id, fault, "it is not clear how a sandbox ended");
-            Ended { exit_code: None, reason: "vanished: its exit record can't be read".to_owned(), expired: false }
-        }
+        exit = async {
+            wait_for_end(alive, child).await;
+            how_it_surely_ended(&shared, &id).await
+        } => exit,
     };
     shared.lives().remove(&id);
     life.ended.cancel();
@@ -155,6 +163,24 @@ async fn wait_for_end(mut alive: pipe::Receiver, child: Option<Child>) {
     if let Some(mut child) = child {
         // Its end is certain; this only takes it out of the list of processes.
         let _ = child.wait().await;
+    }
+}
+
+/// As [`how_it_ended`], again and again until it is known: "it has ended" must be true when it is said.
+async fn how_it_surely_ended(shared: &Arc<Shared>, sandbox_id: &str) -> Ended {
+    loop {
+        match how_it_ended(shared, sandbox_id).await {
+            Ok(exit) => return exit,
+            Err(fault) => {
+                let fault = fault.with_causes();
+                tracing::error!(
+                    sandbox_id,
+                    fault,
+                    "it is not clear whether a sandbox has ended; looking again"
+                );
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        }
     }
 }
 

@@ -101,7 +101,10 @@ impl ProcessRuntime {
         let namespaces = match probe(&config).await {
             Ok(()) => true,
             Err(reason) => {
-                tracing::warn!(reason, "no namespaces: sandboxes see the processes and mounts of this machine");
+                tracing::warn!(
+                    reason,
+                    "no namespaces: sandboxes see the processes and mounts of this machine"
+                );
                 false
             }
         };
@@ -236,6 +239,8 @@ impl Runtime for ProcessRuntime {
         self.shared.released.cancel();
         self.shared.watchers.close();
         self.shared.watchers.wait().await;
+        let shared = Arc::clone(&self.shared);
+        blocking(move || shared.hierarchy.leave()).await;
     }
 }
 

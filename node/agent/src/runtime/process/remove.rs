@@ -18,7 +18,11 @@ const SHIM_MARGIN: Duration = Duration::from_secs(5);
 /// Begins the names of folders that are only to be deleted. No sandbox id begins with a dot.
 pub(super) const GONE: &str = ".gone-";
 
-pub(super) async fn remove(shared: &Arc<Shared>, sandbox_id: &str, grace: Duration) -> Result<(), RuntimeFault> {
+pub(super) async fn remove(
+    shared: &Arc<Shared>,
+    sandbox_id: &str,
+    grace: Duration,
+) -> Result<(), RuntimeFault> {
     if let Some(life) = shared.life(sandbox_id) {
         life.want(|wanted| wanted.grace = grace);
         life.deliver(shared, Signal::SIGTERM).await?;
@@ -65,7 +69,8 @@ fn clear_files(shared: &Shared, id: &str) -> Result<(), RuntimeFault> {
     }
 }
 
-/// A group stays busy for a moment after its last process has been reaped.
+/// A group stays busy for a moment after its last process has been reaped. If it stays so for longer, the caller tries
+/// again later.
 fn remove_group(group: &Group) -> Result<(), RuntimeFault> {
     const TRIES: u32 = 200;
     let mut tries = 0;

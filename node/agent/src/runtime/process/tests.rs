@@ -1,5 +1,7 @@
 //! Real processes, under the shim that `examples/shim.rs` is.
 
+mod recovery;
+
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -26,6 +28,7 @@ struct Agent {
     exited: mpsc::Receiver<Exited>,
 }
 
+/// An agent on a machine that allows everything that this one does.
 async fn agent(data_dir: &Path) -> Agent {
     let (exits, exited) = mpsc::channel(16);
     let config = ProcessConfig { shim_program: Some(shim()), ..ProcessConfig::default() };
@@ -33,6 +36,15 @@ async fn agent(data_dir: &Path) -> Agent {
     let id = format!("test-{}", data_dir.file_name().unwrap().to_string_lossy().trim_start_matches('.'));
     let runtime = ProcessRuntime::open(data_dir, &id, config, Duration::from_secs(10), exits).await.unwrap();
     Agent { runtime, exited }
+}
+
+/// An agent on a machine that allows nothing: no namespaces, no control groups.
+async fn poor_agent(data_dir: &Path) -> Agent {
+    let mut agent = agent(data_dir).await;
+    let shared = Arc::get_mut(&mut agent.runtime.shared).unwrap();
+    shared.namespaces = false;
+    shared.hierarchy = Hierarchy::Unavailable("the test says so".to_owned());
+    agent
 }
 
 fn order(id: &str, script: &str) -> Order {
@@ -53,6 +65,20 @@ fn order(id: &str, script: &str) -> Order {
 /// An id that no other test has: the environments of all processes are searched for it.
 fn fresh_id() -> String {
     uuid::Uuid::new_v4().to_string()
+}
+
+impl Drop for Agent {
+    /// Control groups are not in the test's temporary folder.
+    fn drop(&mut self) {
+        for id in fs::read_dir(self.runtime.shared.data_dir.join("sandboxes")).unwrap().flatten() {
+            let spec = order(&id.file_name().to_string_lossy(), "").spec;
+            for group in self.runtime.shared.hierarchy.groups(&spec, 1) {
+                // It is busy when its sandbox runs on for the test's next agent.
+                let _ = group.remove();
+            }
+        }
+        self.runtime.shared.hierarchy.leave();
+    }
 }
 
 impl Agent {
@@ -111,7 +137,8 @@ async fn it_runs_writes_and_exits_with_its_code() {
     let folder = tempfile::tempdir().unwrap();
     let mut agent = agent(folder.path()).await;
     let id = fresh_id();
-    let mut order = order(&id, "echo \"$GREETING $SANDKEEPER_NAMESPACE/$SANDKEEPER_NAME\"; pwd; env | sort; exit 3");
+    let mut order =
+        order(&id, "echo \"$GREETING $SANDKEEPER_NAMESPACE/$SANDKEEPER_NAME\"; pwd; env | sort; exit 3");
     Arc::make_mut(&mut order.spec).envs.insert("GREETING".to_owned(), "hello".to_owned());
     agent.runtime.create(order).await.unwrap();
     let exit = agent.exit(&id).await;
@@ -224,89 +251,6 @@ async fn a_daemon_does_not_outlive_its_workload() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sandboxes_outlive_the_agent_and_are_taken_up_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let first = agent(folder.path()).await;
-    let (runs, ends) = (fresh_id(), fresh_id());
-    let mut running = order(&runs, "while ! test -e go; do sleep 0.01; done; exit 5");
-    Arc::make_mut(&mut running.spec).generation = 4;
-    let expires_at = Some(BootTime::now().after(Duration::from_hours(1)));
-    first.runtime.create(Order { expires_at, leased: true, ..running.clone() }).await.unwrap();
-    first.runtime.create(order(&ends, "while ! test -e go; do sleep 0.01; done; exit 6")).await.unwrap();
-    let work = |id: &str| first.runtime.shared.work(id);
-    let (go, go_now) = (work(&runs).join("go"), work(&ends).join("go"));
-    let folder_of_ended = first.runtime.shared.folder(&ends);
-    first.kill().await;
-    // While there is no agent, one of them exits.
-    fs::write(go_now, "").unwrap();
-    until("the shim wrote how it ended", || folder_of_ended.read_exit().unwrap().is_some()).await;
-
-    let mut second = agent(folder.path()).await;
-    let mut recovered = second.runtime.recover().await.unwrap();
-    recovered.sort_by_key(|recovered| recovered.order.spec.sandbox_id != runs);
-    assert_eq!(recovered[0].order, Order { expires_at, leased: true, ..running });
-    assert_eq!(recovered[0].phase, Phase::Running);
-    let exited = Phase::Exited { exit_code: Some(6), reason: "exited with code 6".to_owned() };
-    assert_eq!(recovered[1].phase, exited);
-    fs::write(go, "").unwrap();
-    assert_eq!(second.exit(&runs).await.exit_code, Some(5));
-    for id in [runs, ends] {
-        second.runtime.remove(&id, Duration::ZERO).await.unwrap();
-        second.nothing_is_left(&id);
-    }
-    assert_eq!(second.runtime.recover().await.unwrap().len(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_shim_takes_its_sandbox_along() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut first = agent(folder.path()).await;
-    let (seen, unseen) = (fresh_id(), fresh_id());
-    for id in [&seen, &unseen] {
-        first.runtime.create(order(id, "setsid sleep 600 & sleep 600")).await.unwrap();
-        until("all of it runs", || processes(id).len() >= 3).await;
-    }
-    let pid = |agent: &Agent, id: &str| {
-        nix::unistd::Pid::from_raw(agent.runtime.shared.folder(id).read_process().unwrap().unwrap().pid)
-    };
-    nix::sys::signal::kill(pid(&first, &seen), Signal::SIGKILL).unwrap();
-    let exit = first.exit(&seen).await;
-    assert!(exit.exit_code.is_none() && exit.reason.starts_with("vanished"), "{exit:?}");
-    assert_eq!(processes(&seen), BTreeSet::new());
-
-    let lost = pid(&first, &unseen);
-    first.kill().await;
-    nix::sys::signal::kill(lost, Signal::SIGKILL).unwrap();
-    let second = agent(folder.path()).await;
-    // The kernel closes the shim's end of the FIFO a moment after the signal.
-    until("the shim is gone", || {
-        fs::read_to_string(format!("/proc/{lost}/stat")).map_or(true, |stat| stat.contains(") Z "))
-    })
-    .await;
-    let recovered = second.runtime.recover().await.unwrap();
-    let found = recovered.iter().find(|recovered| recovered.order.spec.sandbox_id == unseen).unwrap();
-    assert!(matches!(&found.phase, Phase::Exited { exit_code: None, reason } if reason.starts_with("vanished")));
-    assert_eq!(processes(&unseen), BTreeSet::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_shim_alone_ends_what_has_expired() {
-    let folder = tempfile::tempdir().unwrap();
-    let first = agent(folder.path()).await;
-    let id = fresh_id();
-    let deadline = BootTime::now().after(Duration::from_millis(400));
-    first.runtime.create(Order { expires_at: Some(deadline), ..order(&id, "sleep 600") }).await.unwrap();
-    let records = first.runtime.shared.folder(&id);
-    first.kill().await;
-    until("it is ended", || records.read_exit().unwrap().is_some()).await;
-    assert!(BootTime::now() >= deadline, "not before its time");
-    let second = agent(folder.path()).await;
-    let recovered = second.runtime.recover().await.unwrap();
-    assert!(recovered[0].expired, "{recovered:?}");
-    assert!(matches!(&recovered[0].phase, Phase::Exited { exit_code: Some(143), .. }), "{recovered:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_new_end_is_delivered_to_the_shim() {
     let folder = tempfile::tempdir().unwrap();
     let mut agent = agent(folder.path()).await;
@@ -377,18 +321,48 @@ async fn a_memory_hog_is_killed_and_its_reason_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_half_made_or_half_removed_is_cleared_away() {
+async fn without_namespaces_and_groups_sandboxes_begin_and_end_as_well() {
     let folder = tempfile::tempdir().unwrap();
-    let agent = agent(folder.path()).await;
-    let sandboxes = agent.runtime.shared.data_dir.join("sandboxes");
-    fs::create_dir(sandboxes.join("half-made")).unwrap();
-    fs::create_dir(sandboxes.join(".gone-x")).unwrap();
-    fs::create_dir(sandboxes.join("power-cut")).unwrap();
-    fs::write(sandboxes.join("power-cut/spec.json"), "").unwrap();
-    assert_eq!(agent.runtime.recover().await.unwrap().len(), 0);
-    assert_eq!(fs::read_dir(&sandboxes).unwrap().count(), 0);
-    fs::create_dir(sandboxes.join("garbage")).unwrap();
-    fs::write(sandboxes.join("garbage/spec.json"), "{").unwrap();
-    let fault = agent.runtime.recover().await.unwrap_err();
-    assert!(fault.to_string().contains("garbage/spec.json"), "{fault}");
+    let mut agent = poor_agent(folder.path()).await;
+    let (ends, polite, lingers) = (fresh_id(), fresh_id(), fresh_id());
+    agent.runtime.create(order(&ends, "setsid sleep 600 & echo hello; exit 3")).await.unwrap();
+    assert_eq!(agent.exit(&ends).await.exit_code, Some(3));
+    assert_eq!(agent.log(&ends), "hello\n");
+    assert_eq!(processes(&ends), BTreeSet::new(), "the daemon is gone before the exit is told");
+
+    let mut limited =
+        order(&polite, "ulimit -v; trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done");
+    Arc::make_mut(&mut limited.spec).memory_bytes = 512 << 20;
+    agent.runtime.create(limited).await.unwrap();
+    until("it is ready", || agent.log(&polite).contains("ready")).await;
+    assert!(agent.log(&polite).starts_with("524288\n"), "its address space is limited instead");
+    agent.runtime.end(&polite, PATIENCE).await.unwrap();
+    assert_eq!(agent.exit(&polite).await.exit_code, Some(7));
+
+    let script = "(setsid sh -c 'trap \"\" TERM; sleep 600 & while :; do sleep 1; done' &); sleep 600";
+    agent.runtime.create(order(&lingers, script)).await.unwrap();
+    until("all of them run", || processes(&lingers).len() >= 4).await;
+    agent.runtime.remove(&lingers, Duration::from_millis(100)).await.unwrap();
+    agent.nothing_is_left(&lingers);
+    assert_eq!(agent.exit(&lingers).await.exit_code, Some(143));
+
+    let mut missing = order(&fresh_id(), "");
+    Arc::make_mut(&mut missing.spec).command = vec!["no-such-program".to_owned()];
+    let id = missing.spec.sandbox_id.clone();
+    let error = agent.runtime.create(missing).await.unwrap_err();
+    assert!(error.to_string().starts_with("no-such-program: No such file"), "{error}");
+    agent.nothing_is_left(&id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_namespaces_and_groups_a_killed_shim_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut agent = poor_agent(folder.path()).await;
+    let id = fresh_id();
+    agent.runtime.create(order(&id, "setsid sleep 600 & sleep 600")).await.unwrap();
+    until("all of it runs", || processes(&id).len() >= 3).await;
+    let shim = agent.runtime.shared.folder(&id).read_process().unwrap().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim.pid), Signal::SIGKILL).unwrap();
+    assert!(agent.exit(&id).await.reason.starts_with("vanished"));
+    assert_eq!(processes(&id), BTreeSet::new());
 }

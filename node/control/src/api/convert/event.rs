@@ -41,7 +41,11 @@ pub(crate) fn filter(wire: Option<&v1::EventFilter>) -> Result<Filter, Rejection
     Ok(filter)
 }
 
-fn given<T: std::str::FromStr<Err: std::fmt::Display>>(fields: &mut Fields, field: &str, text: &str) -> Option<T> {
+fn given<T: std::str::FromStr<Err: std::fmt::Display>>(
+    fields: &mut Fields,
+    field: &str,
+    text: &str,
+) -> Option<T> {
     if text.is_empty() { None } else { fields.parsed(field, text) }
 }
 
@@ -69,7 +73,10 @@ impl Filter {
         let named = subject.sandbox.as_ref();
         let is = |wanted: bool, found: Option<bool>| !wanted || found == Some(true);
         is(self.sandbox.is_some(), named.map(|(id, _)| self.sandbox.as_ref() == Some(id)))
-            && is(self.namespace.is_some(), named.map(|(_, name)| self.namespace.as_ref() == Some(&name.namespace)))
+            && is(
+                self.namespace.is_some(),
+                named.map(|(_, name)| self.namespace.as_ref() == Some(&name.namespace)),
+            )
             && is(self.name.is_some(), named.map(|(_, name)| self.name.as_ref() == Some(&name.name)))
             && is(self.agent.is_some(), Some(self.agent == subject.agent))
             && (self.types.is_empty() || self.types.contains(&event_type(&event.kind)))
@@ -106,7 +113,9 @@ fn generation(kind: &EventKind) -> u64 {
         EventKind::SandboxAllocated { generation }
         | EventKind::SandboxRunning { generation, .. }
         | EventKind::AllocationReleased { generation } => *generation,
-        EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => released.unwrap_or(0),
+        EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => {
+            released.unwrap_or(0)
+        }
         _ => 0,
     }
 }
@@ -135,7 +144,11 @@ pub(crate) fn event(revision: Revision, time: Timestamp, event: &Event) -> v1::E
         wire.namespace = name.namespace.to_string();
         wire.name = name.name.to_string();
         if let EventKind::SandboxCreated(created) = &event.kind {
-            let asked = v1::Sandbox { revision, reason: header.reason.clone(), ..sandbox::created(id, created, time) };
+            let asked = v1::Sandbox {
+                revision,
+                reason: header.reason.clone(),
+                ..sandbox::created(id, created, time)
+            };
             wire.sandbox = Some(asked);
         }
     }

@@ -3,7 +3,8 @@
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::limits::MAX_TEXT_BYTES;
 use sandkeeper_statemachine::{
-    Actor, Agent, AgentId, AgentStatus, CallerId, Capacity, Command, Incarnation, Phase, Rejection, Request, State,
+    Actor, Agent, AgentId, AgentStatus, CallerId, Capacity, Command, Incarnation, Phase, Rejection, Request,
+    State,
 };
 
 use super::target::agent_id;

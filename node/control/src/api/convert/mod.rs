@@ -6,13 +6,16 @@
 //!
 //! Architecture invariant: no clock and no randomness, but for the request id that the server makes.
 
+pub(crate) mod cluster;
+pub(crate) mod create;
 pub(crate) mod event;
 mod fields;
 pub(crate) mod fleet;
+pub(crate) mod list;
 pub(crate) mod sandbox;
 pub(crate) mod target;
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;
 
 use std::time::Duration;
 

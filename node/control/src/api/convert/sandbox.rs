@@ -1,150 +1,15 @@
-//! Sandboxes: what is asked for, and what is told.
+//! Sandboxes: what is asked of them beside a create, and what is told.
 
-use prost_types::Duration as WireDuration;
 use sandkeeper_proto::v1;
-use sandkeeper_proto::v1::create_sandbox_request::Expiry as WireExpiry;
-use sandkeeper_statemachine::limits::{MAX_DURATION_NANOS, check_create, check_update};
+use sandkeeper_statemachine::limits::check_update;
 use sandkeeper_statemachine::{
-    Actor, AgentId, CallerId, Command, CreateSandbox, Expiry, FailurePolicy, Mode, Phase, Rejection, Request, Resources,
-    Sandbox, SandboxCreated, SandboxId, SandboxName, SandboxSpec, SandboxUpdate, State, Timestamp,
+    Actor, AgentId, CallerId, Command, FailurePolicy, Mode, Phase, Rejection, Request, Sandbox,
+    SandboxCreated, SandboxId, SandboxName, SandboxRef, SandboxSpec, SandboxUpdate, State, Timestamp,
 };
 
-use super::target::target;
+use super::create::{failure_policy, recovery_timeout};
+use super::target::{sandbox_ref, target};
 use super::{Fields, Retention, invalid, resources};
-
-/// After which time a LOST sandbox is made anew, if the caller does not say, seconds. A machine that reboots is back
-/// in less.
-pub const DEFAULT_RECOVERY_TIMEOUT_SECONDS: u32 = 60;
-/// How long a create waits for capacity, if the caller does not say, nanoseconds: one hour.
-pub const DEFAULT_CAPACITY_TIMEOUT_NANOS: i64 = 3600 * NANOS_PER_SECOND;
-
-const NANOS_PER_SECOND: i64 = 1_000_000_000;
-
-/// Reads a create.
-///
-/// # Errors
-/// Every violation.
-pub(crate) fn create(
-    wire: v1::CreateSandboxRequest,
-    actor: Actor,
-    retention: &Retention,
-) -> Result<Request, Rejection> {
-    let mut fields = Fields::default();
-    fields.size(&wire);
-    let caller = retention.caller_id(&mut fields, &wire.request_id);
-    let failure_policy = failure_policy(&mut fields, wire.failure_policy);
-    let wait = wait(&mut fields, &wire);
-    let expiry = wire.expiry.and_then(|expiry| read_expiry(&mut fields, expiry));
-    let spec = SandboxSpec {
-        name: SandboxName {
-            namespace: fields.label_or_default("namespace", &wire.namespace),
-            name: fields.label("name", &wire.name),
-        },
-        image: wire.image,
-        command: wire.command,
-        args: wire.args,
-        envs: wire.envs,
-        working_dir: wire.working_dir,
-        ports: ports(&mut fields, &wire.exposed_ports),
-        resources: wanted_resources(&mut fields, wire.resources),
-        pool: fields.label_or_default("pool_ref", &wire.pool_ref),
-        agent_selector: wire.agent_selector,
-        mode: mode(&mut fields, wire.mode),
-        request_id: caller.id.clone(),
-    };
-    let create = CreateSandbox {
-        spec,
-        labels: wire.labels,
-        expiry,
-        failure_policy,
-        recovery_timeout_seconds: recovery_timeout(wire.recovery_timeout_seconds),
-        wait,
-    };
-    fields.check(check_create(&create));
-    fields.done()?;
-    Ok(Request { actor, id: Some(caller), command: Command::CreateSandbox(Box::new(create)) })
-}
-
-fn mode(fields: &mut Fields, value: i32) -> Mode {
-    match fields.enum_value("mode", value) {
-        Some(v1::Mode::Strong) => Mode::Strong,
-        Some(v1::Mode::Unspecified | v1::Mode::Fast) | None => Mode::Fast,
-    }
-}
-
-fn failure_policy(fields: &mut Fields, value: i32) -> FailurePolicy {
-    match fields.enum_value("failure_policy", value) {
-        Some(v1::FailurePolicy::AutoRecreate) => FailurePolicy::AutoRecreate,
-        Some(v1::FailurePolicy::Unspecified | v1::FailurePolicy::Manual) | None => FailurePolicy::Manual,
-    }
-}
-
-fn recovery_timeout(seconds: u32) -> u32 {
-    if seconds == 0 { DEFAULT_RECOVERY_TIMEOUT_SECONDS } else { seconds }
-}
-
-fn wait(fields: &mut Fields, wire: &v1::CreateSandboxRequest) -> Option<i64> {
-    match (wire.wait_for_capacity, &wire.capacity_timeout) {
-        (false, None) => None,
-        (false, Some(_)) => {
-            fields.refuse("capacity_timeout", "has a meaning only with wait_for_capacity");
-            None
-        }
-        (true, None) => Some(DEFAULT_CAPACITY_TIMEOUT_NANOS),
-        (true, Some(timeout)) => duration(fields, "capacity_timeout", timeout),
-    }
-}
-
-fn read_expiry(fields: &mut Fields, wire: WireExpiry) -> Option<Expiry> {
-    match wire {
-        WireExpiry::Ttl(ttl) => duration(fields, "ttl", &ttl).map(Expiry::After),
-        WireExpiry::ExpireTime(time) if time > 0 => Some(Expiry::At(Timestamp(time))),
-        WireExpiry::ExpireTime(_) => {
-            fields.refuse("expire_time", "must lie in the future; leave it out for a sandbox that never expires");
-            None
-        }
-    }
-}
-
-/// More than 0, at most ten years; nanoseconds.
-fn duration(fields: &mut Fields, field: &str, wire: &WireDuration) -> Option<i64> {
-    let nanos = wire
-        .seconds
-        .checked_mul(NANOS_PER_SECOND)
-        .and_then(|nanos| nanos.checked_add(wire.nanos.into()))
-        .filter(|nanos| (1..=MAX_DURATION_NANOS).contains(nanos));
-    // The two parts of a Duration have one sign, and nanos stays below a second.
-    let normal = (0..NANOS_PER_SECOND).contains(&wire.nanos.into()) && wire.seconds >= 0;
-    fields.require(normal && nanos.is_some(), field, "must be more than 0 and at most ten years");
-    nanos.filter(|_| normal)
-}
-
-fn ports(fields: &mut Fields, wire: &[i32]) -> Vec<u16> {
-    let valid = |port: &i32| u16::try_from(*port).ok().filter(|port| *port > 0);
-    if let Some(bad) = wire.iter().find(|port| valid(port).is_none()) {
-        fields.refuse("exposed_ports", format!("a port is 1 to 65535, not {bad}"));
-    }
-    wire.iter().filter_map(valid).collect()
-}
-
-fn wanted_resources(fields: &mut Fields, wire: Option<v1::Resources>) -> Resources {
-    let mut amount = |field: &str, value: Option<i64>| match value {
-        None => 0,
-        Some(value) if value > 0 => value.cast_unsigned(),
-        Some(value) => {
-            fields.refuse(
-                field,
-                format!("must be more than 0, is {value}; leave it out to ask for none in particular"),
-            );
-            0
-        }
-    };
-    let wire = wire.unwrap_or_default();
-    Resources {
-        cpu_millis: amount("resources.cpu_millis", wire.cpu_millis),
-        memory_bytes: amount("resources.memory_bytes", wire.memory_bytes),
-    }
-}
 
 /// Reads an update.
 ///
@@ -169,7 +34,9 @@ pub(crate) fn update(
             "expire_time" => update.expire_time = Some(new_expire_time(&mut fields, wire.expire_time)),
             // Named twice, it is the same once.
             "labels" => update.labels = labels.take().or(update.labels),
-            "failure_policy" => update.failure_policy = Some(failure_policy(&mut fields, wire.failure_policy)),
+            "failure_policy" => {
+                update.failure_policy = Some(failure_policy(&mut fields, wire.failure_policy));
+            }
             "recovery_timeout_seconds" => {
                 update.recovery_timeout_seconds = Some(recovery_timeout(wire.recovery_timeout_seconds));
             }
@@ -224,8 +91,22 @@ fn command(actor: Actor, caller: CallerId, command: Option<Command>) -> Result<R
     Ok(Request { actor, id: Some(caller), command })
 }
 
+/// Reads a wait.
+///
+/// # Errors
+/// Every violation.
+pub(crate) fn wait(wire: &v1::WaitSandboxRequest) -> Result<(SandboxRef, Vec<v1::Phase>), Rejection> {
+    let mut fields = Fields::default();
+    let wanted = sandbox_ref(&mut fields, wire.r#ref.as_ref());
+    let phases = phases(&mut fields, &wire.phases);
+    fields.require(!wire.phases.is_empty(), "phases", "must name at least one phase");
+    fields.done()?;
+    let wanted = wanted.ok_or_else(|| invalid("ref", "must name a sandbox"))?;
+    Ok((wanted, phases))
+}
+
 /// Reads a list of phases; `fields` knows of those that are none.
-pub(crate) fn phases(fields: &mut Fields, wire: &[i32]) -> Vec<v1::Phase> {
+pub(super) fn phases(fields: &mut Fields, wire: &[i32]) -> Vec<v1::Phase> {
     let mut phases: Vec<v1::Phase> = Vec::new();
     for value in wire {
         match fields.enum_value("phases", *value) {
@@ -331,6 +212,18 @@ pub(crate) fn gone_named(id: &SandboxId, name: &SandboxName, created: Timestamp)
         create_timestamp: created.0,
         phase: v1::Phase::Gone.into(),
         ..v1::Sandbox::default()
+    }
+}
+
+/// What was asked for, gone before anybody looked.
+pub(crate) fn never_seen(wanted: &SandboxRef) -> v1::Sandbox {
+    let gone = v1::Sandbox { phase: v1::Phase::Gone.into(), ..v1::Sandbox::default() };
+    match wanted {
+        SandboxRef::Id { id, .. } => v1::Sandbox { sandbox_id: id.to_string(), ..gone },
+        SandboxRef::Name(name) => {
+            let (namespace, name) = (name.namespace.to_string(), name.name.to_string());
+            v1::Sandbox { namespace, name, ..gone }
+        }
     }
 }
 

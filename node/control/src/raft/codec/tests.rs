@@ -120,6 +120,14 @@ fn small_messages_come_back() {
 }
 
 #[test]
+fn a_message_has_a_limit() {
+    let bytes = encode(&vec![7_u8; MAX_MESSAGE_BYTES / 2]);
+    assert_eq!(decode::<Vec<u8>>(&bytes).unwrap().len(), MAX_MESSAGE_BYTES / 2);
+    let bytes = encode(&vec![7_u8; MAX_MESSAGE_BYTES]);
+    assert!(matches!(decode::<Vec<u8>>(&bytes), Err(CodecError::Bincode(_))));
+}
+
+#[test]
 fn what_does_not_belong_is_named() {
     let vote = encode(&VoteRequest::<TypeConfig>::new(Vote::new(3, 9), None));
     let long = [&vote[..], &[0, 0]].concat();
@@ -137,7 +145,7 @@ fn what_does_not_belong_is_named() {
 }
 
 #[test]
-fn a_small_message_that_claims_to_be_huge_is_refused_before_it_is_read() {
+fn a_message_that_claims_to_be_huge_is_refused_before_it_is_read() {
     // A membership whose first list claims 2^60 members.
     let claim = [1, 253, 0, 0, 0, 0, 0, 0, 0, 16];
     assert!(decode::<Membership<u64, Member>>(&claim).is_err());

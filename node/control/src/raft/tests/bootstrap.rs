@@ -82,4 +82,6 @@ async fn a_new_node_that_was_told_nothing_is_refused() {
     let site = Site::new("b", Some(3)).await;
     let node = site.start().await;
     assert_eq!(enter(&node.node, &[]).await, Err(BootstrapError::NobodyToAsk(3)));
+    let nobody = Site::new("c", None).await.address().to_string();
+    assert_eq!(node.node.describe_peer(&nobody).await.unwrap_err(), "connection refused");
 }

@@ -49,7 +49,7 @@ async fn what_was_decided_on_an_old_state_is_skipped_everywhere() {
     let refused = follower.node.propose(term, EntryData::new(filler(written, term, 1))).await.unwrap();
     match refused.outcome(soon()).await {
         Err(ProposeError::NotLeader { leader: Some((id, _)) }) => {
-            assert_eq!(id, nodes[at].node.local().node_id)
+            assert_eq!(id, nodes[at].node.local().node_id);
         }
         other => panic!("{other:?}"),
     }

@@ -64,6 +64,12 @@ impl Cluster {
         &self.layout
     }
 
+    /// Keeps data and logs, also those that are temporary.
+    pub fn keep_data(&mut self) {
+        self.layout.keep();
+        note(format!("data and logs are kept in {}", self.layout.root().display()));
+    }
+
     /// Each node's name, and a client of only it.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Client)> {
         self.nodes.iter().map(|node| (node.name.as_str(), &node.client))
@@ -152,8 +158,9 @@ impl Cluster {
                 vec![node.name.clone(), node.api.to_string(), node.peer.to_string(), http]
             })
             .collect();
+        let none = human::NONE.to_owned();
         rows.extend(
-            layout.agents.iter().map(|agent| vec![agent.clone(), human::NONE.into(), human::NONE.into()]),
+            layout.agents.iter().map(|agent| vec![agent.clone(), none.clone(), none.clone(), none.clone()]),
         );
         let table = output::table(&["NAME", "API", "PEERS", "HTTP (/metrics, /readyz)"], rows);
         let program = program_name();

@@ -53,6 +53,8 @@ pub struct Layout {
     temporary: Option<TempDir>,
     /// Set if the default ports were taken.
     moved_to: Option<u16>,
+    /// See [`reserve`].
+    _guard: TcpListener,
     log_level: String,
 }
 
@@ -79,7 +81,7 @@ impl Layout {
             .with_context(|| format!("the folder {} can't be made", root.display()))?;
         let root = fs::canonicalize(&root)?;
         let before = made_with(&root)?;
-        let (base_port, moved_to) = base_port(args, before.as_ref())?;
+        let Ports { base: base_port, moved, guard } = find_ports(args, before.as_ref())?;
         let now = MadeWith { base_port, nodes: args.nodes };
         if let Some(before) = before.filter(|before| *before != now) {
             return Err(CliError::Usage(format!(
@@ -99,7 +101,8 @@ impl Layout {
             runtime: args.runtime,
             root,
             temporary,
-            moved_to,
+            moved_to: moved.then_some(base_port),
+            _guard: guard,
             log_level: args.log_level.clone(),
         })
     }
@@ -117,6 +120,13 @@ impl Layout {
     /// Whether the data is removed at the end.
     pub fn is_temporary(&self) -> bool {
         self.temporary.is_some()
+    }
+
+    /// Leaves a temporary folder where it is, for whoever has to find out what went wrong.
+    pub fn keep(&mut self) {
+        if let Some(folder) = &mut self.temporary {
+            folder.disable_cleanup(true);
+        }
     }
 
     /// The API addresses of all nodes.
@@ -198,33 +208,45 @@ fn made_with(root: &Path) -> Result<Option<MadeWith>, CliError> {
     }
 }
 
-/// The first port, and whether it is another than the default because that was taken.
-fn base_port(args: &DevArgs, before: Option<&MadeWith>) -> Result<(u16, Option<u16>), CliError> {
-    if let Some(port) = args.base_port.or(before.map(|before| before.base_port)) {
-        return match taken(port, args.nodes) {
-            None => Ok((port, None)),
-            Some(taken) => Err(CliError::Failed(anyhow!(
+/// The cluster's ports.
+struct Ports {
+    base: u16,
+    /// They are others than the default ones because those are taken.
+    moved: bool,
+    guard: TcpListener,
+}
+
+/// Finds ports that are free.
+fn find_ports(args: &DevArgs, before: Option<&MadeWith>) -> Result<Ports, CliError> {
+    if let Some(base) = args.base_port.or(before.map(|before| before.base_port)) {
+        return match reserve(base, args.nodes) {
+            Ok(guard) => Ok(Ports { base, moved: false, guard }),
+            Err(taken) => Err(CliError::Failed(anyhow!(
                 "port {taken} is taken: stop what listens there, or choose another --base-port"
             ))),
         };
     }
-    if taken(DEFAULT_BASE_PORT, args.nodes).is_none() {
-        return Ok((DEFAULT_BASE_PORT, None));
-    }
     // Begins at a place of its own, so that two clusters that start at once seldom want the same ports.
     let blocks: Vec<u16> = OTHER_BASE_PORTS.step_by(100).collect();
     let first = std::process::id() as usize % blocks.len();
-    let free =
-        blocks.iter().cycle().skip(first).take(blocks.len()).find(|port| taken(**port, args.nodes).is_none());
-    let port = free.context("no free ports were found: choose a --base-port")?;
-    Ok((*port, Some(*port)))
+    let others = blocks.iter().copied().cycle().skip(first).take(blocks.len());
+    let ports = std::iter::once(DEFAULT_BASE_PORT).chain(others).find_map(|base| {
+        let guard = reserve(base, args.nodes).ok()?;
+        Some(Ports { base, moved: base != DEFAULT_BASE_PORT, guard })
+    });
+    Ok(ports.context("no free ports were found: choose a --base-port")?)
 }
 
-/// The first of the cluster's ports that can't be had.
-fn taken(base_port: u16, nodes: u16) -> Option<u16> {
-    let ports =
-        (0..nodes).flat_map(|index| (0..3).map(move |offset| base_port + PORTS_A_NODE * index + offset));
-    ports.into_iter().find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_err())
+/// Reserves a block of ports, by listening on one that no node uses: between this look and the start of the nodes no
+/// other `dev` takes them. The error is the first port that can't be had.
+fn reserve(base: u16, nodes: u16) -> Result<TcpListener, u16> {
+    let listen = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map_err(|_| port);
+    let guard = listen(base + PORTS_A_NODE - 1)?;
+    let ports = (0..nodes).flat_map(|index| (0..3).map(move |offset| base + PORTS_A_NODE * index + offset));
+    for port in ports {
+        listen(port)?;
+    }
+    Ok(guard)
 }
 
 fn count(number: usize, thing: &str) -> String {
@@ -252,9 +274,11 @@ mod tests {
         let ports: Vec<_> =
             made.nodes.iter().map(|node| [node.api, node.peer, node.http].map(|a| a.port())).collect();
         assert_eq!(ports, [[base, base + 1, base + 2], [base + 10, base + 11, base + 12]]);
+        drop(made);
         let again = layout(&["--data-dir", data, "--nodes", "2"]).unwrap();
         assert_eq!(again.nodes[0].api.port(), base);
         assert!(!again.is_temporary());
+        drop(again);
         let other = layout(&["--data-dir", data, "--nodes", "3"]);
         assert!(matches!(other, Err(CliError::Usage(message)) if message.contains("--nodes 2")));
     }
@@ -263,9 +287,15 @@ mod tests {
     fn a_port_that_is_taken_is_refused_if_it_was_asked_for() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert_eq!(taken(port, 1), Some(port));
+        assert_eq!(reserve(port, 1).unwrap_err(), port);
         let error = layout(&["--base-port", &port.to_string()]).unwrap_err();
         assert!(matches!(error, CliError::Failed(error) if error.to_string().contains("is taken")));
+    }
+
+    #[test]
+    fn two_clusters_that_start_at_once_get_different_ports() {
+        let (one, two) = (layout(&[]).unwrap(), layout(&[]).unwrap());
+        assert_ne!(one.nodes[0].api, two.nodes[0].api);
     }
 
     #[test]

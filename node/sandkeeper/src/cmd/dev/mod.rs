@@ -66,13 +66,18 @@ pub async fn run(args: DevArgs) -> Result<(), CliError> {
     let mut interrupts = Interrupts::new()?;
     let mut cluster = Cluster::new(Layout::new(&args)?)?;
     let mut story = Story::new();
+    let mut interrupted = false;
     let told = tokio::select! {
         told = session(&args, &mut cluster, &mut story) => told,
         name = interrupts.next() => {
             note(format!("{name}: stopping"));
+            interrupted = true;
             if args.demo { Err(CliError::Shown) } else { Ok(()) }
         }
     };
+    if !interrupted && !matches!(told, Ok(()) | Err(CliError::PipeClosed)) {
+        cluster.keep_data();
+    }
     let stopped = tokio::select! {
         stopped = cluster.shut_down() => stopped,
         _ = interrupts.next() => {

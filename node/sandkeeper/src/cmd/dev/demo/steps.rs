@@ -206,7 +206,8 @@ impl Demo<'_> {
         say(output::table(&[name, "ID", "AGENT", "PID"], rows))?;
         let how = match refusals {
             0 => "at the first try: the terminate came first".to_owned(),
-            refusals => format!("after {refusals} refusals while the name was still taken"),
+            1 => "after one refusal, while the name was still taken".to_owned(),
+            refusals => format!("after {refusals} refusals, while the name was still taken"),
         };
         self.story.check(
             new.sandbox_id != old.sandbox_id,

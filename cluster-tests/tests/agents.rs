@@ -1,0 +1,169 @@
+//! Agents that die, come back, and stay away.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
+use cluster_tests::{Cluster, ClusterOptions, alive, by_id, children_of, eventually, get, shell};
+use sandkeeper_client::v1::create_sandbox_request::Expiry;
+use sandkeeper_client::{Code, v1};
+
+/// Lost after two seconds, so that the tests need not wait for ten.
+fn impatient() -> ClusterOptions {
+    let server_flags = vec!["--lost-after".into(), "2s".into()];
+    ClusterOptions { server_flags, ..ClusterOptions::default() }
+}
+
+fn agent_index(sandbox: &v1::Sandbox) -> usize {
+    sandbox.agent_id.trim_start_matches('a').parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sandboxes_outlive_their_agent_and_are_taken_up_again_with_their_exit_status() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let stays = client.create(shell("stays", "sleep 600")).await.unwrap().sandbox.unwrap();
+    let script = "while ! test -e go; do sleep 0.05; done; exit 7";
+    let ends = client.create(shell("ends", script)).await.unwrap().sandbox.unwrap();
+    let stays = cluster.wait_phase(&stays.sandbox_id, v1::Phase::Running).await;
+    let ends = cluster.wait_phase(&ends.sandbox_id, v1::Phase::Running).await;
+    let pids: Vec<_> = children_of(&stays.sandbox_id).into_iter().map(|(pid, _)| pid).collect();
+    assert!(!pids.is_empty());
+    cluster.kill_agent(0);
+    cluster.kill_agent(1);
+    // The workload of `ends` ends while nobody looks.
+    let work = cluster.agents[agent_index(&ends)].data_dir.join("work").join(&ends.sandbox_id);
+    std::fs::write(work.join("go"), "").unwrap();
+    eventually("it has ended", || async {
+        let left = children_of(&ends.sandbox_id);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    cluster.start_agent(0);
+    cluster.start_agent(1);
+    let failed = cluster.wait_phase(&ends.sandbox_id, v1::Phase::Failed).await;
+    assert_eq!(failed.exit_code, Some(7), "{}", failed.reason);
+    let stays = cluster.wait_phase(&stays.sandbox_id, v1::Phase::Running).await;
+    assert_eq!(stays.generation, 1);
+    assert!(pids.iter().all(|pid| alive(*pid)), "the same processes");
+    assert_eq!(cluster.wait_identical().await.allocated.unwrap().slots, 1, "what has ended holds no slot");
+    cluster.terminate_all().await;
+    eventually("its processes are gone", || async {
+        let left: Vec<_> = pids.iter().filter(|pid| alive(**pid)).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_gone_for_good_keeps_its_allocation_until_it_is_removed() {
+    let mut cluster = Cluster::start_with(impatient()).await;
+    let client = cluster.client();
+    let sandbox = client.create(shell("web", "sleep 600")).await.unwrap().sandbox.unwrap();
+    let sandbox = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
+    let index = agent_index(&sandbox);
+    cluster.kill_agent(index);
+    let lost = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Lost).await;
+    assert_eq!(lost.generation, 1);
+    assert_eq!(cluster.wait_identical().await.allocated.unwrap().slots, 1, "the allocation is kept");
+
+    let remove = |fenced| v1::RemoveAgentRequest {
+        agent_id: sandbox.agent_id.clone(),
+        fenced,
+        ..v1::RemoveAgentRequest::default()
+    };
+    let refused = client.remove_agent(remove(false)).await.unwrap_err();
+    assert_eq!(refused.code(), Some(Code::FailedPrecondition), "{refused}");
+    let reset = v1::ResetSandboxRequest {
+        r#ref: Some(by_id(&sandbox.sandbox_id)),
+        ..v1::ResetSandboxRequest::default()
+    };
+    let refused = client.reset(reset.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Some(Code::FailedPrecondition), "it may still run: {refused}");
+
+    let removed = client.remove_agent(remove(true)).await.unwrap();
+    assert_eq!(removed.released, 1);
+    cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Failed).await;
+    let view = cluster.wait_identical().await;
+    assert_eq!((view.total.unwrap().slots, view.allocated.unwrap().slots), (4, 0));
+    // Now it may have its next generation, elsewhere.
+    client.reset(reset).await.unwrap();
+    let again = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
+    assert_eq!(again.generation, 2);
+    assert_ne!(again.agent_id, sandbox.agent_id);
+
+    // The operator was wrong: it comes back, and what it still runs of generation 1 is ended, not counted.
+    let old: Vec<_> = children_of(&sandbox.sandbox_id);
+    assert!(old.len() > 1, "both generations' processes, as the operator vouched wrongly: {old:?}");
+    cluster.start_agent(index);
+    eventually("generation 1 is ended", || async {
+        let now = children_of(&sandbox.sandbox_id).len();
+        if now < old.len() && now > 0 { Ok(()) } else { Err(format!("{now} processes")) }
+    })
+    .await;
+    let view = cluster.wait_identical().await;
+    assert_eq!((view.total.unwrap().slots, view.allocated.unwrap().slots), (8, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_was_lost_and_returns_has_its_sandboxes_running_again() {
+    let mut cluster = Cluster::start_with(impatient()).await;
+    let client = cluster.client();
+    let sandbox = client.create(shell("web", "sleep 600")).await.unwrap().sandbox.unwrap();
+    let sandbox = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
+    let index = agent_index(&sandbox);
+    cluster.kill_agent(index);
+    cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Lost).await;
+    cluster.start_agent(index);
+    let back = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
+    assert_eq!(back.generation, 1, "it starts counting where it was, not at 0");
+    assert_eq!(cluster.wait_identical().await.allocated.unwrap().slots, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_whose_ledger_was_wiped_has_lost_its_sandboxes_and_says_so() {
+    let mut cluster = Cluster::start_with(impatient()).await;
+    let client = cluster.client();
+    let sandbox = client.create(shell("web", "sleep 600")).await.unwrap().sandbox.unwrap();
+    let sandbox = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
+    let index = agent_index(&sandbox);
+    cluster.kill_agent(index);
+    for (pid, _) in children_of(&sandbox.sandbox_id) {
+        // It may have ended with another one's end.
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+    }
+    cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Lost).await;
+    std::fs::remove_dir_all(&cluster.agents[index].data_dir).unwrap();
+    cluster.start_agent(index);
+    let failed = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Failed).await;
+    assert!(failed.reason.contains("vanished"), "{}", failed.reason);
+    assert_eq!(cluster.wait_identical().await.allocated.unwrap().slots, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_expires_even_when_no_control_node_is_there() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let ttl = Expiry::Ttl(prost_types::Duration { seconds: 3, nanos: 0 });
+    let request = v1::CreateSandboxRequest { expiry: Some(ttl), ..shell("short", "sleep 600") };
+    let sandbox = client.create(request).await.unwrap().sandbox.unwrap();
+    cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
+    assert!(sandbox.expire_time > sandbox.create_timestamp);
+    for index in 0..3 {
+        cluster.kill_node(index);
+    }
+    eventually("its agent has ended it", || async {
+        let left = children_of(&sandbox.sandbox_id);
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await;
+    for index in 0..3 {
+        cluster.start_node(index);
+    }
+    cluster.wait_ready().await;
+    let client = cluster.client();
+    eventually("it is gone from the state", || async {
+        match get(&client, &sandbox.sandbox_id).await {
+            Ok(None) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}

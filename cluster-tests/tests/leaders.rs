@@ -1,0 +1,210 @@
+//! Leaders that die, stop, and come back.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
+use std::time::Duration;
+
+use cluster_tests::{Cluster, ClusterOptions, children_of, eventually, get, shell};
+use futures::future::join_all;
+use sandkeeper_client::v1;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_killed_with_creates_in_flight_loses_and_doubles_nothing() {
+    let options = ClusterOptions { slots: 64, agent_flags: simulated(), ..ClusterOptions::default() };
+    let mut cluster = Cluster::start_with(options).await;
+    for round in 0..3 {
+        let leader = cluster.wait_leader().await;
+        let clients: Vec<_> =
+            (0..32).map(|index| cluster.client_of(&[index % 3, (index + 1) % 3, (index + 2) % 3])).collect();
+        let creates = clients.into_iter().enumerate().map(|(index, client)| async move {
+            client.create(shell(&format!("r{round}-{index}"), "sleep 600")).await
+        });
+        let creates = tokio::spawn(join_all(creates));
+        cluster.kill_node(leader);
+        let answers = creates.await.unwrap();
+        let mut ids: Vec<_> =
+            answers.into_iter().map(|answer| answer.unwrap().sandbox.unwrap().sandbox_id).collect();
+        ids.sort();
+        ids.dedup();
+        assert_eq!(ids.len(), 32, "each create made one sandbox");
+        let client = cluster.client_of(&cluster.running());
+        for id in &ids {
+            assert!(get(&client, id).await.unwrap().is_some(), "{id} was acknowledged");
+        }
+        cluster.start_node(leader);
+        cluster.wait_ready().await;
+        let view = cluster.wait_identical().await;
+        assert_eq!(view.sandboxes, 32 * (round + 1), "nothing was made twice");
+    }
+}
+
+fn simulated() -> Vec<String> {
+    vec!["--runtime".into(), "simulated".into()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_nodes_killed_at_once_come_back_with_everything() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let mut ids = Vec::new();
+    for index in 0..5 {
+        ids.push(
+            client
+                .create(shell(&format!("s{index}"), "sleep 600"))
+                .await
+                .unwrap()
+                .sandbox
+                .unwrap()
+                .sandbox_id,
+        );
+    }
+    for id in &ids {
+        cluster.wait_phase(id, v1::Phase::Running).await;
+    }
+    let before = cluster.wait_identical().await;
+    for index in 0..3 {
+        cluster.kill_node(index);
+    }
+    for id in &ids {
+        assert!(!children_of(id).is_empty(), "sandboxes run on without any control node");
+    }
+    for index in 0..3 {
+        cluster.start_node(index);
+    }
+    cluster.wait_ready().await;
+    let after = cluster.wait_identical().await;
+    assert!(after.revision >= before.revision);
+    for id in &ids {
+        assert_eq!(cluster.wait_phase(id, v1::Phase::Running).await.generation, 1);
+    }
+    assert_eq!(after.allocated.unwrap().slots, 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_was_away_for_longer_than_the_log_comes_back_by_snapshot() {
+    let flags = ["--history-retain-entries", "64", "--snapshot-log-bytes", "32KiB"];
+    let options = ClusterOptions {
+        slots: 512,
+        agent_flags: simulated(),
+        server_flags: flags.map(str::to_owned).to_vec(),
+        ..ClusterOptions::default()
+    };
+    let mut cluster = Cluster::start_with(options).await;
+    let follower = cluster.follower().await;
+    cluster.kill_node(follower);
+    let applied = cluster.client_of(&cluster.running()).status().await.unwrap().applied_index;
+    let client = cluster.client_of(&cluster.running());
+    let mut count = 0;
+    // Until the log that the follower would need is gone from everyone who runs.
+    eventually("the log is purged beyond the follower's end", || {
+        count += 1;
+        let (client, cluster) = (client.clone(), &cluster);
+        async move {
+            let creates =
+                (0..16).map(|index| client.create(shell(&format!("s{count}-{index}"), "sleep 600")));
+            join_all(creates)
+                .await
+                .into_iter()
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(|error| error.to_string())?;
+            for index in cluster.running() {
+                let status = cluster.client_of(&[index]).status().await.map_err(|error| error.to_string())?;
+                if status.purged_index <= applied + 100 {
+                    return Err(format!(
+                        "n{index} has purged up to {}, wanted {}",
+                        status.purged_index,
+                        applied + 100
+                    ));
+                }
+            }
+            Ok(())
+        }
+    })
+    .await;
+    cluster.start_node(follower);
+    cluster.wait_ready().await;
+    let view = cluster.wait_identical().await;
+    assert!(view.sandboxes > 16);
+    let status = cluster.client_of(&[follower]).status().await.unwrap();
+    assert!(status.snapshot_index > applied, "it came by snapshot: {status:?}");
+}
+
+/// A leader that is paused is replaced; when it wakes up, it believes for a moment that it still leads. It starts
+/// nothing: agents refuse its term, and its entries find no quorum.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_paused_and_replaced_starts_nothing() {
+    let cluster = Cluster::start().await;
+    for round in 0..3 {
+        let old = cluster.wait_leader().await;
+        let others: Vec<_> = cluster.running().into_iter().filter(|index| *index != old).collect();
+        let paused = cluster.client_of(&[old]).with_deadline(Duration::from_secs(60));
+        let survivors = cluster.client_of(&others);
+        let kept =
+            survivors.create(shell(&format!("kept-{round}"), "sleep 600")).await.unwrap().sandbox.unwrap();
+        cluster.wait_phase(&kept.sandbox_id, v1::Phase::Running).await;
+        cluster.pause_node(old);
+        // These wait in the old leader's sockets until it wakes up.
+        let late: Vec<_> = (0..4)
+            .map(|index| {
+                let client = paused.clone();
+                tokio::spawn(async move {
+                    client.create(shell(&format!("late-{round}-{index}"), "sleep 600")).await
+                })
+            })
+            .collect();
+        cluster.wait_leader_among(&others).await;
+        let terminate = v1::TerminateSandboxRequest {
+            r#ref: Some(cluster_tests::by_id(&kept.sandbox_id)),
+            ..v1::TerminateSandboxRequest::default()
+        };
+        survivors.terminate(terminate).await.unwrap();
+        eventually("it is gone", || async {
+            match get(&survivors, &kept.sandbox_id).await {
+                Ok(None) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        cluster.resume_node(old);
+        for create in late {
+            // Decided by the new leader, to whom the woken node forwards it; once each.
+            let sandbox = create.await.unwrap().unwrap().sandbox.unwrap();
+            cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
+        }
+        assert!(children_of(&kept.sandbox_id).is_empty(), "what was terminated was not started again");
+        cluster.wait_leader().await;
+        let view = cluster.wait_identical().await;
+        assert_eq!(view.allocated.unwrap().slots, 4);
+        cluster.terminate_all().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_asked_to_stop_hands_over_and_ends_well() {
+    let mut cluster = Cluster::start().await;
+    let leader = cluster.wait_leader().await;
+    let mut process = cluster.nodes[leader].process.take().unwrap();
+    let stopped = tokio::task::spawn_blocking(move || process.terminate());
+    let client = cluster.client_of(&cluster.running());
+    client.create(shell("next", "sleep 600")).await.unwrap();
+    assert_eq!(stopped.await.unwrap(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fourth_node_joins_as_learner_then_voter_and_leaves_again() {
+    let mut cluster = Cluster::start().await;
+    cluster.client().create(shell("web", "sleep 600")).await.unwrap();
+    cluster.add_node();
+    let client = cluster.client_of(&[0]);
+    eventually("the new node is a voter", || async {
+        let members =
+            client.list_members(v1::ReadOptions::default()).await.map_err(|error| error.to_string())?.members;
+        let voter = |member: &v1::Member| member.name == "n3" && member.role() == v1::MemberRole::Voter;
+        if members.iter().any(voter) { Ok(()) } else { Err(format!("{members:?}")) }
+    })
+    .await;
+    let view = cluster.wait_identical().await;
+    assert_eq!(view.sandboxes, 1);
+    client.remove_member("n3").await.unwrap();
+    cluster.kill_node(3);
+    assert_eq!(client.list_members(v1::ReadOptions::default()).await.unwrap().members.len(), 3);
+}

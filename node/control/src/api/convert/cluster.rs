@@ -1,0 +1,47 @@
+//! Control nodes.
+
+use sandkeeper_proto::v1;
+
+use crate::history::Digests;
+use crate::raft::node::{MemberStatus, NodeStatus, Role};
+
+/// A member, as the wire tells it.
+pub(crate) fn member(member: &MemberStatus, status: &NodeStatus) -> v1::Member {
+    let role = if member.voter { v1::MemberRole::Voter } else { v1::MemberRole::Learner };
+    v1::Member {
+        node_id: member.node_id.to_string(),
+        name: member.member.name.clone(),
+        peer_address: member.member.peer_address.clone(),
+        api_address: member.member.api_address.clone(),
+        role: role.into(),
+        leader: status.leader == Some(member.node_id),
+    }
+}
+
+/// What a member said of its digests, or why it said nothing.
+pub(crate) fn digests(name: String, found: Result<Digests, String>) -> v1::verify_response::Node {
+    match found {
+        Ok(digests) => v1::verify_response::Node {
+            name,
+            revision: digests.revision,
+            history_digest: digests.history.to_string(),
+            state_digest: digests.state.to_string(),
+            error: String::new(),
+        },
+        Err(error) => v1::verify_response::Node { name, error, ..Default::default() },
+    }
+}
+
+/// What a node is, in a word.
+pub(crate) fn state_name(status: &NodeStatus, stopping: bool) -> &'static str {
+    match status.role {
+        _ if stopping => "stopping",
+        Role::Stopped => "stopping",
+        // Nobody has told it yet who belongs to the cluster.
+        Role::Learner if status.members.is_empty() => "starting",
+        Role::Learner => "learner",
+        Role::Follower => "follower",
+        Role::Candidate => "candidate",
+        Role::Leader => "leader",
+    }
+}
