@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use cluster_tests::{Cluster, ClusterOptions, children_of, eventually, get, shell};
+use cluster_tests::{Cluster, ClusterOptions, by_id, children_of, eventually, get, shell};
 use futures::future::join_all;
-use sandkeeper_client::v1;
+use sandkeeper_client::{Client, ClientError, v1};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_killed_with_creates_in_flight_loses_and_doubles_nothing() {
@@ -93,15 +93,15 @@ async fn a_follower_that_was_away_for_longer_than_the_log_comes_back_by_snapshot
     cluster.kill_node(follower);
     let applied = cluster.client_of(&cluster.running()).status().await.unwrap().applied_index;
     let client = cluster.client_of(&cluster.running());
+    client.create(shell("stays", "sleep 600")).await.unwrap();
     let mut count = 0;
     // Until the log that the follower would need is gone from everyone who runs.
     eventually("the log is purged beyond the follower's end", || {
         count += 1;
         let (client, cluster) = (client.clone(), &cluster);
         async move {
-            let creates =
-                (0..16).map(|index| client.create(shell(&format!("s{count}-{index}"), "sleep 600")));
-            join_all(creates)
+            let lives = (0..16).map(|index| live_and_die(&client, format!("s{count}-{index}")));
+            join_all(lives)
                 .await
                 .into_iter()
                 .collect::<Result<Vec<_>, _>>()
@@ -122,10 +122,23 @@ async fn a_follower_that_was_away_for_longer_than_the_log_comes_back_by_snapshot
     .await;
     cluster.start_node(follower);
     cluster.wait_ready().await;
-    let view = cluster.wait_identical().await;
-    assert!(view.sandboxes > 16);
+    eventually("only one sandbox is left", || async {
+        let view = client.capacity(v1::ReadOptions::default()).await.map_err(|error| error.to_string())?;
+        if view.sandboxes == 1 { Ok(()) } else { Err(format!("{} are there", view.sandboxes)) }
+    })
+    .await;
+    assert_eq!(cluster.wait_identical().await.sandboxes, 1);
     let status = cluster.client_of(&[follower]).status().await.unwrap();
     assert!(status.snapshot_index > applied, "it came by snapshot: {status:?}");
+}
+
+async fn live_and_die(client: &Client, name: String) -> Result<(), ClientError> {
+    let created = client.create(shell(&name, "sleep 600")).await?;
+    let target = created.sandbox.map(|sandbox| by_id(&sandbox.sandbox_id));
+    client
+        .terminate(v1::TerminateSandboxRequest { r#ref: target, ..v1::TerminateSandboxRequest::default() })
+        .await?;
+    Ok(())
 }
 
 /// A leader that is paused is replaced; when it wakes up, it believes for a moment that it still leads. It starts
@@ -153,7 +166,7 @@ async fn a_leader_that_was_paused_and_replaced_starts_nothing() {
             .collect();
         cluster.wait_leader_among(&others).await;
         let terminate = v1::TerminateSandboxRequest {
-            r#ref: Some(cluster_tests::by_id(&kept.sandbox_id)),
+            r#ref: Some(by_id(&kept.sandbox_id)),
             ..v1::TerminateSandboxRequest::default()
         };
         survivors.terminate(terminate).await.unwrap();

@@ -25,7 +25,8 @@ pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024 + 64 * 1024;
 /// # Panics
 /// If the descriptor set that this build made is not valid, which its test excludes.
 pub fn descriptor_pool() -> prost_reflect::DescriptorPool {
-    prost_reflect::DescriptorPool::decode(FILE_DESCRIPTOR_SET).expect("the build wrote a valid descriptor set")
+    prost_reflect::DescriptorPool::decode(FILE_DESCRIPTOR_SET)
+        .expect("the build wrote a valid descriptor set")
 }
 
 #[cfg(test)]

@@ -150,16 +150,7 @@ impl State {
         let mut new_reason = !matches!(kind, EventKind::SandboxUpdated(_));
         match kind {
             EventKind::SandboxAllocated { generation } => {
-                assert_eq!(*generation, status.generation + 1, "generations count by one");
-                let agent = subject_agent(header).clone();
-                status.phase = Phase::Allocated;
-                status.generation = *generation;
-                status.agent = Some(agent.clone());
-                status.held.push(Held { generation: *generation, agent });
-                status.endpoints.clear();
-                status.exit_code = None;
-                status.running_since = None;
-                status.wait_until = None;
+                allocate(status, *generation, subject_agent(header).clone());
             }
             EventKind::SandboxRunning { generation, endpoints } => {
                 assert_eq!(*generation, status.generation, "only the current generation is announced");
@@ -306,6 +297,18 @@ impl State {
             .unwrap_or_else(|| panic!("event {} is about sandbox {id}, which is not there", self.revision))
             .clone()
     }
+}
+
+fn allocate(status: &mut Status, generation: Generation, agent: AgentId) {
+    assert_eq!(generation, status.generation + 1, "generations count by one");
+    status.phase = Phase::Allocated;
+    status.generation = generation;
+    status.agent = Some(agent.clone());
+    status.held.push(Held { generation, agent });
+    status.endpoints.clear();
+    status.exit_code = None;
+    status.running_since = None;
+    status.wait_until = None;
 }
 
 fn release(status: &mut Status, generation: Generation) {

@@ -107,42 +107,15 @@ impl State {
             }
             match chunk {
                 Chunk::Head(found) => head = Some(found),
-                Chunk::Agents(agents) => {
-                    for agent in agents {
-                        // Agents come before the sandboxes, from which follows what each has given away.
-                        if !state.sandboxes.is_empty() || state.agents.contains_key(&agent.spec.agent_id) {
-                            return Err(SnapshotError::OutOfPlace(index));
-                        }
-                        state.put_agent(unburdened(agent));
-                    }
-                }
-                Chunk::Sandboxes(sandboxes) => {
-                    for sandbox in sandboxes {
-                        if !state.requests.is_empty() || !state.can_hold(&sandbox) {
-                            return Err(SnapshotError::OutOfPlace(index));
-                        }
-                        state.put_sandbox(sandbox);
-                    }
-                }
-                Chunk::Requests(requests) => {
-                    for (key, record) in requests {
-                        if state.requests.contains_key(&key) {
-                            return Err(SnapshotError::OutOfPlace(index));
-                        }
-                        state.put_request(key, record);
-                    }
-                }
                 Chunk::End { sandboxes, agents, requests } => {
-                    ended = (sandboxes, agents, requests)
-                        == (
-                            state.sandboxes.len() as u64,
-                            state.agents.len() as u64,
-                            state.requests.len() as u64,
-                        );
+                    let counts = (state.sandboxes.len(), state.agents.len(), state.requests.len());
+                    ended =
+                        (sandboxes, agents, requests) == (counts.0 as u64, counts.1 as u64, counts.2 as u64);
                     if !ended {
                         return Err(SnapshotError::OutOfPlace(index));
                     }
                 }
+                records => state.take_in(records).ok_or(SnapshotError::OutOfPlace(index))?,
             }
             count = index + 1;
         }
@@ -159,6 +132,33 @@ impl State {
             return Err(SnapshotError::Digest { found, expected });
         }
         Ok(state)
+    }
+
+    /// Takes in the records of a chunk. None if one is not what has to stand there: agents come before sandboxes, from
+    /// which follows what each has given away; requests come last; none comes twice.
+    fn take_in(&mut self, chunk: Chunk) -> Option<()> {
+        match chunk {
+            Chunk::Agents(agents) => {
+                for agent in agents {
+                    let first = self.sandboxes.is_empty() && !self.agents.contains_key(&agent.spec.agent_id);
+                    first.then(|| self.put_agent(unburdened(agent)))?;
+                }
+            }
+            Chunk::Sandboxes(sandboxes) => {
+                for sandbox in sandboxes {
+                    let fits = self.requests.is_empty() && self.can_hold(&sandbox);
+                    fits.then(|| self.put_sandbox(sandbox))?;
+                }
+            }
+            Chunk::Requests(requests) => {
+                for (key, record) in requests {
+                    let first = !self.requests.contains_key(&key);
+                    first.then(|| self.put_request(key, record))?;
+                }
+            }
+            Chunk::Head(_) | Chunk::End { .. } => return None,
+        }
+        Some(())
     }
 
     /// Whether a sandbox is new, and its digest true (the digest of the state rests on it); and whether the agents that

@@ -216,9 +216,10 @@ async fn two_addresses_of_one_node_are_one_session() {
     let (mut one, mut two) = (node.welcome().await, node.welcome().await);
     // One of them is given up; the other goes on.
     tokio::select! {
-        () = one.ended() => { two.heartbeat().await; }
-        () = two.ended() => { one.heartbeat().await; }
+        () = one.ended() => two.heartbeats(30).await,
+        () = two.ended() => one.heartbeats(30).await,
     }
+    assert!(!node.has_waiting_session(), "the other address is dialled although the node has a session");
     agent.stop().await;
 }
 

@@ -32,6 +32,9 @@ use crate::storage::snapshot::SnapshotStore;
 /// How long a node takes to stop at most: leadership handed over, streams ended, the log closed.
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
+/// How long the next leader may take to take over; after that the election does it.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
 /// Why a control node could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -180,9 +183,11 @@ impl Parts {
             front.clone(),
         ));
 
-        let api = Api::new(config, raft.clone(), commands, sessions.clone(), Arc::clone(&metrics), front.clone());
+        let api =
+            Api::new(config, raft.clone(), commands, sessions.clone(), Arc::clone(&metrics), front.clone());
         let served = api::serve(listeners.api, api, gate, front.clone());
-        servers.spawn(async move { served.await.map_err(|error| format!("serving clients failed: {error}")) });
+        servers
+            .spawn(async move { served.await.map_err(|error| format!("serving clients failed: {error}")) });
         let pages = http::Pages { raft: raft.clone(), sessions, metrics, log, queue };
         let served = http::serve(listeners.http, pages, front.clone());
         servers.spawn(async move { served.await.map_err(|error| format!("serving HTTP failed: {error}")) });
@@ -218,10 +223,13 @@ impl Parts {
         }
     }
 
-    /// Leadership first, while the streams still run: what is under way is decided by the next leader. Then the
-    /// streams, then the decider and the peers, then the log.
+    /// Leadership first, while everything still runs: the next leader is there before anyone notices. Then the
+    /// streams of callers and agents, Raft and the log, the decider and the peers.
     async fn stop(self, raft: &RaftNode) -> Result<(), StorageError> {
         let deadline = Instant::now() + SHUTDOWN;
+        if let Err(reason) = raft.hand_over(Instant::now() + HAND_OVER).await {
+            info!(%reason, "leadership was not handed over");
+        }
         self.front.cancel();
         let stopped = raft.shutdown(deadline).await;
         self.back.cancel();

@@ -173,6 +173,28 @@ fn bad_settings_are_1_and_name_the_file_and_the_key() {
     assert!(text(&output.stderr).contains("is not a log filter"));
 }
 
+#[test]
+fn a_flag_is_before_the_environment_and_the_environment_before_the_file() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("server.toml");
+    std::fs::write(&path, "bootstrap_expect = 3\n").expect("the file can be written");
+    let complaint = |args: &[&str], environment: &str| {
+        let mut command = command(&[&["server", "--config"], args].concat());
+        let output =
+            command.env("SANDKEEPER_BOOTSTRAP_EXPECT", environment).output().expect("the binary can be run");
+        assert_eq!(code(&output), 2);
+        text(&output.stderr)
+    };
+    let path = path.to_str().expect("a path of this test is text");
+    // 0 is refused wherever it stands; what is complained of next is that there is no data directory.
+    assert!(complaint(&[path], "0").contains("bootstrap_expect has to be at least 1"));
+    assert!(complaint(&[path], "1").contains("`data_dir` is not set"));
+    assert!(complaint(&[path, "--bootstrap-expect", "1"], "0").contains("`data_dir` is not set"));
+    assert!(
+        complaint(&[path, "--bootstrap-expect", "0"], "1").contains("bootstrap_expect has to be at least 1")
+    );
+}
+
 #[tokio::test]
 async fn a_refusal_is_1_and_says_why() {
     let output = run_with_fleet(&["agents", "get", "nobody"]).await;

@@ -9,7 +9,7 @@ use crate::ids::{SandboxId, Timestamp};
 use crate::limits::{MAX_WAITING, MAX_WAITING_SHAPES, check_create};
 use crate::placement::{place, shortage};
 use crate::rejection::Rejection;
-use crate::spec::Mode;
+use crate::spec::{Mode, Shape};
 use crate::state::Phase;
 
 impl Draft {
@@ -57,11 +57,7 @@ impl Draft {
                 "id {id} is taken already: send the request again"
             )));
         }
-        let reason = match (&agent, ahead) {
-            (Some(_), _) => String::new(),
-            (None, 0) => format!("no agent has room: {}", shortage(self.state(), &shape)),
-            (None, ahead) => format!("no agent has room: {ahead} of the same shape wait already"),
-        };
+        let reason = if agent.is_some() { String::new() } else { self.why_it_waits(&shape, ahead) };
         let kind = EventKind::SandboxCreated(Box::new(SandboxCreated {
             spec: spec.clone(),
             labels: create.labels.clone(),
@@ -77,6 +73,16 @@ impl Draft {
             self.allocate(cause, &id, agent, "");
         }
         Ok(self.answer_sandbox(&id, &spec.name, created, revision, false))
+    }
+}
+
+impl Draft {
+    /// What is missing is looked up only for the first of a shape: it costs a look at all agents.
+    fn why_it_waits(&self, shape: &Shape, ahead: usize) -> String {
+        if ahead == 0 {
+            return format!("no agent has room: {}", shortage(self.state(), shape));
+        }
+        format!("no agent has room: {ahead} of the same shape wait already")
     }
 }
 

@@ -6,5 +6,6 @@ mod golden;
 mod limits;
 mod properties;
 mod scenarios;
+mod scenarios_of_agents;
 mod script;
 mod world;

@@ -382,3 +382,16 @@ fn kind(kind: &EventKind) -> String {
         other => format!("{other:?}"),
     }
 }
+
+/// Makes a test of each script: what comes of it is kept in `snapshots/`, under its name.
+macro_rules! scenarios {
+    ($($name:ident: $script:expr;)*) => {$(
+        #[test]
+        fn $name() {
+            insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+                insta::assert_snapshot!(stringify!($name), $crate::tests::script::run($script));
+            });
+        }
+    )*};
+}
+pub(super) use scenarios;

@@ -38,8 +38,8 @@ pub(super) enum End {
         /// When to come back.
         retry_after: Duration,
     },
-    /// The node, named so, has a session already.
-    SameNode(String),
+    /// The node has a newer session by another address.
+    Superseded,
 }
 
 /// Dials, and stays until the session ends.
@@ -73,7 +73,16 @@ pub(super) async fn run(
     if sessions.mailbox.send(Message::Opened { session: number, link }).await.is_err() {
         return End::Cancelled;
     }
-    let mut dialog = Dialog { sessions, address, number, inbound, outbound, welcomed: false, heartbeats: 0 };
+    let mut dialog = Dialog {
+        sessions,
+        address,
+        number,
+        inbound,
+        outbound,
+        welcomed: false,
+        node: String::new(),
+        heartbeats: 0,
+    };
     let end = dialog.go_on(&close).await;
     // After this nothing of the session is in the mailbox: what the loop says from now on is said with all of it known.
     let _ = sessions.mailbox.send(Message::Closed { session: number }).await;
@@ -91,6 +100,8 @@ struct Dialog<'a> {
     inbound: Streaming<v1::ServerMessage>,
     outbound: mpsc::Sender<v1::AgentMessage>,
     welcomed: bool,
+    /// The name of the node, once it has said it.
+    node: String,
     heartbeats: u64,
 }
 
@@ -118,6 +129,9 @@ impl Dialog<'_> {
                     }
                 }
                 _ = pulse.tick() => {
+                    if self.is_superseded() {
+                        return End::Superseded;
+                    }
                     if self.welcomed {
                         if let Err(end) = self.heartbeat() {
                             return end;
@@ -148,14 +162,11 @@ impl Dialog<'_> {
             None | Some(Down::HeartbeatAck(_)) => return None,
             Some(Down::Goodbye(goodbye)) => return Some(self.goodbye(goodbye).await),
             Some(Down::Welcome(welcome)) => {
-                if !self.is_only_session_with(&welcome.node) {
-                    return Some(End::SameNode(welcome.node.clone()));
-                }
+                self.welcomed_by(&welcome.node);
                 tracing::info!(
                     server = %self.address, session = self.number, node = welcome.node,
                     connection = welcome.connection_id, "session opened"
                 );
-                self.welcomed = true;
             }
             Some(_) => {}
         }
@@ -166,8 +177,16 @@ impl Dialog<'_> {
         }
     }
 
-    fn is_only_session_with(&self, node: &str) -> bool {
-        node.is_empty() || *self.sessions.nodes().entry(node.to_owned()).or_insert(self.number) == self.number
+    fn welcomed_by(&mut self, node: &str) {
+        self.welcomed = true;
+        node.clone_into(&mut self.node);
+        let mut nodes = self.sessions.nodes();
+        nodes.names.insert(self.address, self.node.clone());
+        nodes.sessions.insert(self.node.clone(), self.number);
+    }
+
+    fn is_superseded(&self) -> bool {
+        !self.node.is_empty() && self.sessions.nodes().sessions.get(&self.node) != Some(&self.number)
     }
 
     async fn goodbye(&self, goodbye: &v1::Goodbye) -> End {

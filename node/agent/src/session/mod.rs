@@ -30,9 +30,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often it is looked whether an address lacks a session.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// The pause before an address is tried again that leads to a node which has a session already. Short, because that
-/// session may be dead without anybody having noticed, and the node be here now.
-const SAME_NODE_PAUSE: Duration = Duration::from_secs(5);
+/// How often an address of a node that has a session by another address is looked at again.
+const SAME_NODE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What sessions say about the agent and the loop changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,8 +56,16 @@ pub(crate) struct Sessions {
     /// The number of the last session. Numbers grow over all nodes, so the newest session with a node is the one with
     /// the highest number, also when two addresses lead to one node.
     last: AtomicU64,
-    /// Which session a node has, by the name that it gave.
-    nodes: Mutex<HashMap<String, u64>>,
+    nodes: Mutex<Nodes>,
+}
+
+/// Which nodes are behind the addresses. Several addresses may lead to one node, which wants one session: the newest.
+#[derive(Debug, Default)]
+struct Nodes {
+    /// The newest session with a node, by the name that it gave.
+    sessions: HashMap<String, u64>,
+    /// The node that was last found at an address.
+    names: HashMap<SocketAddr, String>,
 }
 
 impl Sessions {
@@ -93,8 +100,14 @@ impl Sessions {
         }
     }
 
-    fn nodes(&self) -> MutexGuard<'_, HashMap<String, u64>> {
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the node at this address has a session by another one. To be asked while this one has none.
+    fn has_session_elsewhere(&self, address: SocketAddr) -> bool {
+        let nodes = self.nodes();
+        nodes.names.get(&address).is_some_and(|node| nodes.sessions.contains_key(node))
     }
 
     fn hello(&self, session: u64) -> v1::Hello {
@@ -152,9 +165,15 @@ async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: Cancellat
     let mut backoff = pauses();
     let mut failures = 0u32;
     while !token.is_cancelled() && sessions.directory.has(address) {
+        if sessions.has_session_elsewhere(address) {
+            tokio::select! {
+                () = token.cancelled() => return,
+                () = tokio::time::sleep(SAME_NODE_PAUSE) => continue,
+            }
+        }
         let number = sessions.last.fetch_add(1, Ordering::Relaxed) + 1;
         let end = dialog::run(&sessions, address, number, &token).await;
-        sessions.nodes().retain(|_, session| *session != number);
+        sessions.nodes().sessions.retain(|_, session| *session != number);
         let mut next_pause = || backoff.next().unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
         let pause = match end {
             End::Cancelled => return,
@@ -177,8 +196,8 @@ async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: Cancellat
                 backoff = pauses();
                 retry_after.max(backoff.next().unwrap_or(FIRST_PAUSE))
             }
-            End::SameNode(node) => {
-                tracing::debug!(server = %address, node, "this address leads to a node that has a session already");
+            End::Superseded => {
+                tracing::info!(server = %address, session = number, "the node has a newer session by another address");
                 SAME_NODE_PAUSE
             }
         };
@@ -188,4 +207,5 @@ async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: Cancellat
             () = tokio::time::sleep(pause) => {}
         }
     }
+    sessions.nodes().names.remove(&address);
 }

@@ -133,8 +133,13 @@ impl Hierarchy {
             Self::Unavailable(_) => Vec::new(),
         };
         for path in own {
-            // Sandboxes that run on keep them.
-            let _ = fs::remove_dir(path);
+            // A group stays busy for a moment after the last one in it is gone. Sandboxes that run on keep it for good.
+            let mut tries = 0;
+            while tries < 100 && fs::remove_dir(path).is_err() && tree(path).is_ok_and(|tree| tree.len() == 1)
+            {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
         }
     }
 

@@ -201,6 +201,13 @@ impl Session {
         }
     }
 
+    /// The session goes on for so many heartbeats.
+    pub async fn heartbeats(&mut self, count: usize) {
+        for _ in 0..count {
+            self.heartbeat().await;
+        }
+    }
+
     /// The report that says that the sandbox is in this state. Others are skipped.
     pub async fn report(
         &mut self,

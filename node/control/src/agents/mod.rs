@@ -151,7 +151,9 @@ impl Sessions {
         deadline: Instant,
     ) -> Result<mpsc::Receiver<Result<Vec<u8>, String>>, String> {
         let Some(session) = self.get(agent) else {
-            return Err(format!("agent {agent} has no session with this control node right now: try again, or another node"));
+            return Err(format!(
+                "agent {agent} has no session with this control node right now: try again, or another node"
+            ));
         };
         let logs = v1::LogsRequest { follow, tail_lines };
         let kind = Some(v1::open_tunnel::Kind::Logs(logs));

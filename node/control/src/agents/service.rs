@@ -56,7 +56,10 @@ impl AgentService for AgentGate {
     type ConnectStream = Outbound;
     type TunnelStream = BoxStream<'static, Result<v1::TunnelDown, Status>>;
 
-    async fn connect(&self, request: Request<Streaming<v1::AgentMessage>>) -> Result<Response<Outbound>, Status> {
+    async fn connect(
+        &self,
+        request: Request<Streaming<v1::AgentMessage>>,
+    ) -> Result<Response<Outbound>, Status> {
         let peer = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         let mut inbound = request.into_inner();
         let hello = match timeout(HELLO, inbound.message()).await {
@@ -86,7 +89,8 @@ impl AgentService for AgentGate {
             return Ok(Response::new(outbound));
         }
         let connection_id = format!("{}-{}", spec.agent_id, peer.replace(['.', ':'], "-"));
-        let welcome = v1::Welcome { cluster_id, node: self.node.clone(), connection_id: connection_id.clone() };
+        let welcome =
+            v1::Welcome { cluster_id, node: self.node.clone(), connection_id: connection_id.clone() };
         let welcome = v1::ServerMessage {
             body: Some(v1::server_message::Body::Welcome(welcome)),
             ..v1::ServerMessage::default()

@@ -93,8 +93,7 @@ fn lead(
     }
     let term = *leads.borrow_and_update();
     *worker = term.map(|LeaderTerm { term }| {
-        let mut worker =
-            Worker::new(term, Arc::clone(session), gate, *sequence);
+        let mut worker = Worker::new(term, Arc::clone(session), gate, *sequence);
         worker.look_after(&gate.replica.state());
         worker
     });

@@ -10,7 +10,8 @@ use crate::applier::Actual;
 pub(crate) fn agent_spec(hello: &v1::Hello) -> Result<AgentSpec, String> {
     let incarnation = hello.incarnation.as_ref().ok_or("hello.incarnation is missing")?;
     let capacity = hello.capacity.unwrap_or_default();
-    let pool = if hello.pool.is_empty() { Label::default_name() } else { named("hello.pool", hello.pool.parse())? };
+    let pool =
+        if hello.pool.is_empty() { Label::default_name() } else { named("hello.pool", hello.pool.parse())? };
     Ok(AgentSpec {
         agent_id: named("hello.agent_id", hello.agent_id.parse())?,
         incarnation: Incarnation {

@@ -101,8 +101,15 @@ impl FleetService for Api {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let command = convert::remove(&request.into_inner(), call.actor, &self.parts().retention);
         let command = command.map_err(|rejection| rejected(&rejection))?;
-        let Outcome::AgentRemoved { released } = self.submit(command, call.deadline).await? else {
-            return Err(fault("the removal of an agent had the outcome of another command"));
+        let released = loop {
+            match self.submit(command.clone(), call.deadline).await? {
+                Outcome::AgentRemoved { released } => break released,
+                // What it holds is more than one entry takes: a part is released, and the same command goes on.
+                Outcome::Agent(_) => {}
+                Outcome::Sandbox { .. } | Outcome::Gone { .. } | Outcome::Done => {
+                    return Err(fault("the removal of an agent had the outcome of another command"));
+                }
+            }
         };
         // The outcome names no revision, and this replica may not have applied the removal yet.
         let read = self.read(None, call.deadline).await?;

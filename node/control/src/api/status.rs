@@ -145,7 +145,6 @@ pub(crate) fn submit(error: &SubmitError) -> Status {
         SubmitError::Overloaded(why) => {
             Problem::new(Code::ResourceExhausted, "OVERLOADED", why).retry_after(RETRY_OVERLOADED).status()
         }
-        SubmitError::Fault(why) => fault(why),
     }
 }
 
@@ -155,7 +154,6 @@ pub(crate) fn result_of(error: &SubmitError) -> &'static str {
         SubmitError::Rejected(rejection) => rejection.code(),
         SubmitError::Unavailable(_) => "UNAVAILABLE",
         SubmitError::Overloaded(_) => "OVERLOADED",
-        SubmitError::Fault(_) => "FAULT",
     }
 }
 
@@ -287,7 +285,6 @@ mod tests {
         let status = submit(&SubmitError::Overloaded("full".into()));
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert!(status.get_error_details().retry_info().is_some());
-        assert_eq!(submit(&SubmitError::Fault("disk".into())).code(), Code::Internal);
         let status = history(&HistoryError::Compacted { oldest: 17 });
         assert_eq!(status.code(), Code::OutOfRange);
         assert_eq!(status.get_error_details().error_info().unwrap().metadata["oldest_revision"], "17");

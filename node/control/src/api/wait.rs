@@ -21,8 +21,6 @@ enum Progress {
     Ran,
     /// It failed, and was rolled back.
     RolledBack(String),
-    /// It failed, and is still there.
-    Failed(String),
     /// Somebody ended it, or its time was over.
     Ended,
 }
@@ -35,16 +33,12 @@ fn progress(state: &State, id: &SandboxId, key: &RequestKey) -> Option<Progress>
             _ => Progress::Ended,
         });
     };
-    let status = &sandbox.status;
-    match status.phase {
-        Phase::Running => Some(Progress::Ran),
-        // A short program may be over before this replica's readers saw it run.
-        Phase::Failed | Phase::Terminating | Phase::Lost if status.running_since.is_some() => {
-            Some(Progress::Ran)
-        }
-        Phase::Failed => Some(Progress::Failed(status.reason.clone())),
+    match sandbox.status.phase {
+        // A short program may be over before this replica's readers saw it run; a later generation may not run yet.
+        _ if sandbox.status.ever_ran => Some(Progress::Ran),
         Phase::Terminating => Some(Progress::Ended),
-        Phase::Pending | Phase::Allocated | Phase::Lost => None,
+        // One that failed is rolled back as soon as nothing is held for it any more.
+        Phase::Pending | Phase::Allocated | Phase::Running | Phase::Lost | Phase::Failed => None,
     }
 }
 
@@ -71,22 +65,17 @@ impl Api {
                 return Err(not_running_yet(replica.state().sandbox(id).unwrap_or(made), key));
             }
         };
-        let problem = |reason, text: String| {
-            Problem::new(Code::FailedPrecondition, reason, text).with("sandbox_id", id)
-        };
         match known {
             Some(Progress::Ran) => {
                 let sandbox = view.state.sandbox(id).unwrap_or(made);
                 Ok((convert::sandbox(sandbox, &view.state), view.revision()))
             }
             Some(Progress::RolledBack(reason)) => Err(rejected(&Rejection::RolledBack { reason })),
-            Some(Progress::Failed(reason)) => {
-                let text = format!("sandbox {id} failed before it ran: {reason}; reset or terminate it");
-                Err(problem("START_FAILED", text).into())
-            }
             Some(Progress::Ended) | None => {
                 let text = format!("sandbox {id} was terminated before it was seen running");
-                Err(problem("TERMINATED", text).into())
+                Err(Problem::new(Code::FailedPrecondition, "TERMINATED", text)
+                    .with("sandbox_id", id)
+                    .status())
             }
         }
     }

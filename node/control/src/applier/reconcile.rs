@@ -69,6 +69,21 @@ pub struct AgentView {
 }
 
 impl AgentView {
+    /// Notes what the agent says of one generation; None: that it is not there. What it says of an older generation
+    /// than the one that it is known to have says nothing of that one.
+    pub fn note(&mut self, id: &SandboxId, generation: Generation, actual: Option<Actual>) {
+        let known = self.actual.get(id).map(|(generation, _)| *generation);
+        match actual {
+            Some(actual) if known.is_none_or(|known| known <= generation) => {
+                self.actual.insert(id.clone(), (generation, actual));
+            }
+            None if known.is_some_and(|known| known <= generation) => {
+                self.actual.remove(id);
+            }
+            _ => {}
+        }
+    }
+
     /// Whether what is not in `actual` is proven absent: the agent spoke after it had processed the last command.
     fn proves_absence(&self, id: &SandboxId) -> bool {
         self.sent.get(id).is_none_or(|sent| sent.sequence <= self.processed)
@@ -141,7 +156,8 @@ fn reconcile_held(
         None | Some(Actual::Creating) => None,
         Some(Actual::Running { endpoints }) => {
             let known = status.phase == Phase::Running && status.endpoints == *endpoints;
-            (!known).then(|| Step::Report(generation, ReportedState::Running { endpoints: endpoints.clone() }))
+            (!known)
+                .then(|| Step::Report(generation, ReportedState::Running { endpoints: endpoints.clone() }))
         }
         Some(Actual::Exited { exit_code, reason, expired }) => {
             let (exit_code, reason, expired) = (*exit_code, reason.clone(), *expired);

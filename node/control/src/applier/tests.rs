@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use sandkeeper_statemachine::{
-    Actor, AgentId, AgentSpec, Capacity, Command, CreateSandbox, Draft, FailurePolicy, Incarnation, Label, Mode,
-    Outcome, Report, ReportedState, Request, Resources, SandboxId, SandboxName, SandboxRef, SandboxSpec, State,
-    Surroundings, Target, Timestamp,
+    Actor, AgentId, AgentSpec, Capacity, Command, CreateSandbox, Draft, FailurePolicy, Incarnation, Label,
+    Mode, Outcome, Report, ReportedState, Request, Resources, SandboxId, SandboxName, SandboxRef,
+    SandboxSpec, State, Surroundings, Target, Timestamp,
 };
 use uuid::Uuid;
 
@@ -50,7 +50,8 @@ impl World {
             version: String::new(),
             host: String::new(),
         };
-        let mut world = Self { state: State::new(), view: AgentView::default(), id: SandboxId::Fast([0; 16]) };
+        let mut world =
+            Self { state: State::new(), view: AgentView::default(), id: SandboxId::Fast([0; 16]) };
         world.decide(Command::RegisterAgent(Box::new(spec)));
         let create = CreateSandbox {
             spec: SandboxSpec {
@@ -217,4 +218,23 @@ fn what_nobody_knows_is_an_orphan_and_an_old_generation_is_not_tolerated() {
     world.report(1, ReportedState::StartFailed { reason: "no such file".into() });
     world.has(1, runs());
     assert_eq!(world.steps(), [Step::Terminate(1)], "its allocation was released, so it may not run");
+}
+
+/// The agent repeats that generation 1 is gone (a terminate was sent twice), while generation 2 runs.
+#[test]
+fn the_absence_of_an_older_generation_says_nothing_of_the_newer() {
+    let mut world = World::new();
+    let id = world.id.clone();
+    world.running();
+    let target = world.target();
+    world.decide(Command::ResetSandbox(target));
+    world.report(1, ReportedState::Absent);
+    world.report(2, ReportedState::Running { endpoints: Vec::new() });
+    world.view.note(&id, 2, Some(runs()));
+    world.view.note(&id, 1, None);
+    assert_eq!(world.steps(), [], "generation 2 runs on");
+    world.view.note(&id, 1, Some(Actual::Stopping));
+    assert_eq!(world.steps(), []);
+    world.view.note(&id, 2, None);
+    assert_eq!(world.steps(), [Step::Report(2, ReportedState::Absent)]);
 }

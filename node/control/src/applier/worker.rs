@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use sandkeeper_proto::v1::{self, server_message::Body};
 use sandkeeper_statemachine::{
-    Actor, Agent, AgentStatus, Command, FailurePolicy, Generation, Rejection, Report, ReportedState, Request, Sandbox,
-    SandboxId, State, Term, Timestamp,
+    Actor, Agent, AgentStatus, Command, FailurePolicy, Generation, Rejection, Report, ReportedState, Request,
+    Sandbox, SandboxId, State, Term, Timestamp,
 };
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -160,7 +160,9 @@ impl Worker {
     pub(crate) fn hear(&mut self, body: v1::agent_message::Body, state: &State) {
         use v1::agent_message::Body as Said;
         match body {
-            Said::Inventory(inventory) if inventory.term == self.term => self.hear_inventory(inventory, state),
+            Said::Inventory(inventory) if inventory.term == self.term => {
+                self.hear_inventory(inventory, state)
+            }
             Said::Reports(reports) if reports.term == self.term => {
                 let Some(view) = &mut self.view else { return };
                 view.processed = view.processed.max(reports.processed_sequence);
@@ -233,7 +235,8 @@ impl Worker {
     }
 
     fn reconcile(&mut self, state: &State, ids: impl IntoIterator<Item = SandboxId>) {
-        let registered = state.agent(&self.session.spec.agent_id).is_some_and(|record| self.is_registered(record));
+        let registered =
+            state.agent(&self.session.spec.agent_id).is_some_and(|record| self.is_registered(record));
         if !registered {
             return; // no command before the registration of this incarnation has committed
         }
@@ -414,12 +417,8 @@ impl Worker {
 /// Notes what a report says of a sandbox; its id, if it makes sense.
 fn note(view: &mut AgentView, report: &v1::SandboxReport) -> Option<SandboxId> {
     match wire::actual(report) {
-        Ok((id, Some(actual))) => {
-            view.actual.insert(id.clone(), (report.generation, actual));
-            Some(id)
-        }
-        Ok((id, None)) => {
-            view.actual.remove(&id);
+        Ok((id, actual)) => {
+            view.note(&id, report.generation, actual);
             Some(id)
         }
         Err(error) => {

@@ -34,9 +34,6 @@ pub enum SubmitError {
     /// The leader has too much to do right now.
     #[error("{0}")]
     Overloaded(String),
-    /// This node fails.
-    #[error("{0}")]
-    Fault(String),
 }
 
 /// What the leader's node answers to a forwarded command.
@@ -85,7 +82,9 @@ impl Commands {
         loop {
             let attempt = self.attempt(&request, deadline);
             let answer = tokio::select! {
-                () = self.inner.stop.cancelled() => return Err(SubmitError::Fault("this node is shutting down".into())),
+                () = self.inner.stop.cancelled() => {
+                    return Err(SubmitError::Unavailable("this node is shutting down: ask another one".into()));
+                }
                 answer = timeout_at(deadline, attempt) => answer,
             };
             let why = match answer {

@@ -34,7 +34,7 @@ use crate::clock::LeaderClock;
 use crate::metrics::Metrics;
 use crate::raft::types::{Applied, EntryData};
 use batch::Batch;
-pub use queue::{CommandQueue, Full, MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, Queued, QueueSender, queue};
+pub use queue::{CommandQueue, Full, MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, QueueSender, Queued, queue};
 pub use supervisor::supervise;
 pub use surroundings::{Images, LeaderKnowledge};
 
@@ -45,7 +45,7 @@ const MAX_IN_FLIGHT: usize = 4;
 /// The most commands of one entry: some milliseconds of deciding, so that no answer waits long for the others.
 const MAX_BATCH: usize = 2_048;
 
-/// An entry takes no more commands beyond this size; one command adds at most a request's size.
+/// The most bytes of commands that are taken at once: about an entry's worth.
 const BATCH_BYTES: usize = 256 * 1024;
 
 /// How often expiry and other work of time is looked at, at most.
@@ -115,7 +115,8 @@ pub async fn run(
     let mut sound = ended.is_ok();
     while let Some((batch, fate)) = decider.in_flight.next().await {
         sound = sound && batch.holds(&fate);
-        let void = || Undecided("an entry that the answer rests on was skipped, or its fate is not known".into());
+        let void =
+            || Undecided("an entry that the answer rests on was skipped, or its fate is not known".into());
         batch.answer(if sound { fate } else { Err(void()) });
     }
     match ended {
@@ -172,31 +173,49 @@ impl Decider {
         self.working.next_deadline().is_some_and(|time| time <= self.clock.now())
     }
 
-    /// Decides a batch on the working copy, and proposes what comes of it. `own`: commands of the leader itself.
+    /// Decides commands on the working copy, and proposes what comes of them: one entry, or several if they are large.
+    /// `own`: commands of the leader itself, as long as they change something.
     async fn decide(&mut self, commands: Vec<Queued>, own: Vec<Command>) -> Result<(), Undecided> {
-        let mut draft = Draft::new(self.working.clone(), self.clock.now());
-        let begun = Instant::now();
         self.metrics.batch_commands.observe(commands.len() as f64);
-        let mut batch = Batch::default();
-        let mut surroundings = self.knowledge.surroundings();
-        for command in own {
-            let before = draft.len();
-            let request = Request { actor: Actor::Leader, id: None, command };
-            if let Err(rejection) = draft.decide(&request, &mut surroundings) {
-                warn!(%rejection, "a command of the control plane itself was refused");
+        let mut commands = commands.into_iter();
+        let mut own = own.into_iter();
+        loop {
+            let begun = Instant::now();
+            let mut draft = Draft::new(self.working.clone(), self.clock.now());
+            let mut batch = Batch::default();
+            let mut surroundings = self.knowledge.surroundings();
+            while !draft.is_full()
+                && let Some(command) = own.next()
+            {
+                let before = draft.len();
+                let request = Request { actor: Actor::Leader, id: None, command };
+                if let Err(rejection) = draft.decide(&request, &mut surroundings) {
+                    warn!(%rejection, "a command of the control plane itself was refused");
+                }
+                if draft.len() == before {
+                    own = Vec::new().into_iter();
+                }
             }
-            if draft.len() == before || draft.encoded_bytes() > BATCH_BYTES {
-                break;
+            while !draft.is_full()
+                && let Some(queued) = commands.next()
+            {
+                if queued.deadline <= begun || queued.reply.is_closed() {
+                    queued.give_up();
+                    continue;
+                }
+                let decision = draft.decide(&queued.request, &mut surroundings);
+                batch.push(queued.reply, decision);
+            }
+            self.metrics.decide_seconds.observe(begun.elapsed().as_secs_f64());
+            let full = draft.is_full();
+            self.propose(draft, batch).await?;
+            if !full {
+                return Ok(());
             }
         }
-        for queued in commands {
-            if queued.deadline <= begun || queued.reply.is_closed() {
-                queued.give_up();
-                continue;
-            }
-            let decision = draft.decide(&queued.request, &mut surroundings);
-            batch.push(queued.reply, decision);
-        }
+    }
+
+    async fn propose(&mut self, draft: Draft, mut batch: Batch) -> Result<(), Undecided> {
         if draft.is_empty() {
             if !batch.is_empty() {
                 let confirmed = self.consensus.confirm(self.term);
@@ -211,7 +230,6 @@ impl Decider {
         let (entry, state) = draft.seal(self.term);
         batch.expects(state.revision());
         self.working = state;
-        self.metrics.decide_seconds.observe(begun.elapsed().as_secs_f64());
         let fate = match self.consensus.propose(self.term, EntryData::new(entry)).await {
             Ok(fate) => fate,
             Err(why) => {

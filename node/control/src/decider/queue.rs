@@ -17,7 +17,9 @@ pub const MAX_QUEUED_BYTES: usize = 16 * 1024 * 1024;
 
 /// The queue is full: try again in a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the leader's queue is full ({MAX_QUEUED_COMMANDS} commands or {MAX_QUEUED_BYTES} bytes): try again in a moment")]
+#[error(
+    "the leader's queue is full ({MAX_QUEUED_COMMANDS} commands or {MAX_QUEUED_BYTES} bytes): try again in a moment"
+)]
 pub struct Full;
 
 /// A command that waits to be decided.

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::{CommandQueue, Consensus, Fate, Surroundings, Undecided, run};
+use crate::raft::LeaderTerm;
 use crate::raft::node::RaftNode;
 use crate::raft::types::EntryData;
-use crate::raft::LeaderTerm;
 
 /// An entry that is not applied by then has lost its quorum, or the disk hangs. The callers have given up by then.
 const PROPOSAL_DEADLINE: Duration = Duration::from_secs(30);
@@ -25,7 +25,12 @@ const BARRIER: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs deciders until it is stopped.
-pub async fn supervise(raft: RaftNode, mut queue: CommandQueue, around: Surroundings, stop: CancellationToken) {
+pub async fn supervise(
+    raft: RaftNode,
+    mut queue: CommandQueue,
+    around: Surroundings,
+    stop: CancellationToken,
+) {
     let mut leads = raft.leadership();
     while !stop.is_cancelled() {
         let leadership = *leads.borrow_and_update();
@@ -63,7 +68,7 @@ async fn depose(
     // An error means that Raft has stopped: nobody leads.
     let _ = leads.wait_for(|now| *now != leadership).await;
     ends.cancel();
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 impl Consensus for RaftNode {
@@ -72,9 +77,8 @@ impl Consensus for RaftNode {
             let proposal =
                 Self::propose(self, term, entry).await.map_err(|error| Undecided(error.to_string()))?;
             let deadline = Instant::now() + PROPOSAL_DEADLINE;
-            let fate = async move {
-                proposal.outcome(deadline).await.map_err(|error| Undecided(error.to_string()))
-            };
+            let fate =
+                async move { proposal.outcome(deadline).await.map_err(|error| Undecided(error.to_string())) };
             Ok(fate.boxed())
         }
         .boxed()
@@ -82,9 +86,7 @@ impl Consensus for RaftNode {
 
     fn confirm(&self, term: Term) -> BoxFuture<'static, Result<(), Undecided>> {
         let raft = self.clone();
-        async move {
-            raft.confirm_leadership(term).await.map_err(|error| Undecided(error.to_string()))
-        }
-        .boxed()
+        async move { raft.confirm_leadership(term).await.map_err(|error| Undecided(error.to_string())) }
+            .boxed()
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use sandkeeper_statemachine::{
-    Actor, AgentSpec, CallerId, Capacity, Command, CreateSandbox, Entry, FailurePolicy, Incarnation, Label, Mode,
-    Outcome, Rejection, Request, Resources, SandboxName, SandboxSpec, State, Timestamp,
+    Actor, AgentSpec, CallerId, Capacity, Command, CreateSandbox, Entry, FailurePolicy, Incarnation, Label,
+    Mode, Outcome, Rejection, Request, Resources, SandboxName, SandboxSpec, State, Timestamp,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -62,7 +62,8 @@ impl Bench {
         let stop = CancellationToken::new();
         let (for_decider, for_stop) = (Arc::clone(&consensus), stop.clone());
         let decider = tokio::spawn(async move {
-            let around = Surroundings { knowledge: LeaderKnowledge::default(), metrics: Arc::new(Metrics::new()) };
+            let around =
+                Surroundings { knowledge: LeaderKnowledge::default(), metrics: Arc::new(Metrics::new()) };
             run(TERM, fleet(slots), &mut receiver, for_decider, around, for_stop).await;
         });
         Self { consensus, queue, stop, decider }
@@ -143,8 +144,8 @@ fn create(name: &str, request_id: &str) -> Request {
     }
 }
 
-fn done(entry: &Entry) -> Result<Applied, Undecided> {
-    Ok(Applied::Done { revision: entry.last_revision() })
+fn done(entry: &Entry) -> Applied {
+    Applied::Done { revision: entry.last_revision() }
 }
 
 #[tokio::test]
@@ -153,7 +154,7 @@ async fn a_create_is_answered_when_its_entry_is_applied_and_not_before() {
     let mut answer = bench.push(create("web", "r1"));
     let (entry, fate) = bench.proposal().await;
     assert!(answer.try_recv().is_err(), "nothing is acknowledged before it is applied");
-    fate.send(done(&entry)).unwrap();
+    fate.send(Ok(done(&entry))).unwrap();
     let outcome = answer.await.unwrap().unwrap().unwrap();
     assert!(matches!(outcome, Outcome::Sandbox { duplicate: false, .. }));
     bench.stop.cancel();
@@ -169,8 +170,8 @@ async fn commands_that_wait_share_an_entry_and_the_next_is_decided_while_it_comm
     let (next, next_fate) = bench.proposal().await;
     assert_eq!(next.base_revision, entry.last_revision(), "it is decided on what the one in flight leaves");
     assert_eq!(next.events.len(), 4, "two creates, each with its allocation");
-    fate.send(done(&entry)).unwrap();
-    next_fate.send(done(&next)).unwrap();
+    fate.send(Ok(done(&entry))).unwrap();
+    next_fate.send(Ok(done(&next))).unwrap();
     assert!(first.await.unwrap().unwrap().is_ok());
     for answer in rest {
         assert!(answer.await.unwrap().unwrap().is_ok());
@@ -215,7 +216,7 @@ async fn a_deposed_leader_tells_nobody_that_the_name_exists() {
     let bench = Bench::new(4);
     let first = bench.push(create("web", "r1"));
     let (entry, fate) = bench.proposal().await;
-    fate.send(done(&entry)).unwrap();
+    fate.send(Ok(done(&entry))).unwrap();
     assert!(first.await.unwrap().unwrap().is_ok());
     let second = bench.push(create("web", "r2"));
     let confirmation = bench.confirmation().await;
@@ -228,9 +229,12 @@ async fn a_confirmed_leader_refuses_and_repeats_its_first_answer() {
     let bench = Bench::new(1);
     let first = bench.push(create("web", "r1"));
     let (entry, fate) = bench.proposal().await;
-    fate.send(done(&entry)).unwrap();
-    let Outcome::Sandbox { sandbox, .. } = first.await.unwrap().unwrap().unwrap() else { panic!("no sandbox") };
-    let answers = [bench.push(create("web", "r1")), bench.push(create("web", "r2")), bench.push(create("db", "r3"))];
+    fate.send(Ok(done(&entry))).unwrap();
+    let Outcome::Sandbox { sandbox, .. } = first.await.unwrap().unwrap().unwrap() else {
+        panic!("no sandbox")
+    };
+    let answers =
+        [bench.push(create("web", "r1")), bench.push(create("web", "r2")), bench.push(create("db", "r3"))];
     let confirmed = tokio::spawn({
         let consensus = Arc::clone(&bench.consensus);
         async move {
@@ -245,7 +249,9 @@ async fn a_confirmed_leader_refuses_and_repeats_its_first_answer() {
     });
     let [again, taken, full] = answers;
     let again = again.await.unwrap().unwrap().unwrap();
-    assert!(matches!(again, Outcome::Sandbox { sandbox: same, duplicate: true, .. } if same.id == sandbox.id));
+    assert!(
+        matches!(again, Outcome::Sandbox { sandbox: same, duplicate: true, .. } if same.id == sandbox.id)
+    );
     assert!(matches!(taken.await.unwrap().unwrap(), Err(Rejection::NameTaken { .. })));
     assert!(matches!(full.await.unwrap().unwrap(), Err(Rejection::NoCapacity(_))));
     confirmed.abort();
@@ -272,6 +278,6 @@ async fn the_queue_is_bounded_by_commands_and_by_bytes() {
     if let Command::CreateSandbox(create) = &mut large.command {
         create.spec.command = vec!["x".repeat(1024 * 1024)];
     }
-    let pushed = (0..32).map(|_| sender.push(large.clone(), deadline)).filter(Result::is_ok).count();
+    let pushed = (0..32).map(|_| sender.push(large.clone(), deadline)).flatten().count();
     assert_eq!(pushed, 15, "sixteen and their envelopes are more than {MAX_QUEUED_BYTES} bytes");
 }

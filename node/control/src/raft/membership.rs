@@ -313,7 +313,10 @@ impl RaftNode {
     }
 
     /// Hands leadership to the voter whose log is furthest. Nothing to do if this node does not lead.
-    pub(super) async fn hand_over(&self, deadline: Instant) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// Why no other node took over by `deadline`.
+    pub async fn hand_over(&self, deadline: Instant) -> Result<(), String> {
         let metrics = metrics(&self.inner.raft);
         let Some(replication) = metrics.replication.filter(|_| metrics.state.is_leader()) else {
             return Ok(());

@@ -45,8 +45,6 @@ const PEER_BACKOFF: &str = "50ms 100ms ...1s";
 /// A leader that reaches no majority falls silent for this many longest election timeouts, so that nodes that hear
 /// it, and that it does not hear, can elect another one. openraft wants two at least.
 const QUORUM_LOSS_ELECTIONS: u64 = 4;
-/// Handing over leadership takes two messages each way. After this long the election does it.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a node has on its disk.
 pub struct Disk {
@@ -254,15 +252,11 @@ impl RaftNode {
         self.inner.log.shutdown().await.expect("the log closes");
     }
 
-    /// Hands leadership over, if this node has it, and stops: Raft, then the log. Returns by `deadline`, roughly.
+    /// Stops: Raft, then the log. Returns by `deadline`, roughly. A leader hands over first: [`Self::hand_over`].
     ///
     /// # Errors
     /// If the log could not be closed cleanly. Nothing acknowledged is lost by that.
     pub async fn shutdown(&self, deadline: Instant) -> Result<(), StorageError> {
-        let hand_over = deadline.min(Instant::now() + HAND_OVER_TIMEOUT);
-        if let Err(reason) = self.hand_over(hand_over).await {
-            tracing::info!(%reason, "leadership was not handed over");
-        }
         self.inner.cancel.cancel();
         if timeout_at(deadline, self.inner.raft.shutdown()).await.is_err() {
             tracing::warn!("Raft did not stop in time");

@@ -69,7 +69,8 @@ pub fn start(args: &ServiceArgs) -> Result<CancellationToken, CliError> {
 
 fn init_logging(args: &ServiceArgs) -> Result<(), CliError> {
     let directives = args.log_level.clone().or_else(|| std::env::var("RUST_LOG").ok());
-    let directives = directives.unwrap_or_else(|| "info".to_owned());
+    // openraft's own INFO speaks to those who work on openraft; what operators need, this program says itself.
+    let directives = directives.unwrap_or_else(|| "info,openraft=warn".to_owned());
     let filter =
         EnvFilter::try_new(&directives).with_context(|| format!("`{directives}` is not a log filter"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);

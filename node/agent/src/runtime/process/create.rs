@@ -165,8 +165,8 @@ fn shim_spec(shared: &Shared, spec: &SandboxSpec) -> ShimSpec {
     // The caller's variables do not hide who the sandbox is: leftovers are found by it.
     envs.extend([
         (text(ID_VARIABLE), spec.sandbox_id.clone()),
-        (text("SANDKEEPER_NAMESPACE"), spec.namespace.clone()),
-        (text("SANDKEEPER_NAME"), spec.name.clone()),
+        (text("SANDKEEPER_SANDBOX_NAMESPACE"), spec.namespace.clone()),
+        (text("SANDKEEPER_SANDBOX_NAME"), spec.name.clone()),
     ]);
     let memory_limit = (spec.memory_bytes > 0).then_some(spec.memory_bytes);
     ShimSpec {

@@ -43,6 +43,7 @@ async fn poor_agent(data_dir: &Path) -> Agent {
     let mut agent = agent(data_dir).await;
     let shared = Arc::get_mut(&mut agent.runtime.shared).unwrap();
     shared.namespaces = false;
+    shared.hierarchy.leave();
     shared.hierarchy = Hierarchy::Unavailable("the test says so".to_owned());
     agent
 }
@@ -137,8 +138,10 @@ async fn it_runs_writes_and_exits_with_its_code() {
     let folder = tempfile::tempdir().unwrap();
     let mut agent = agent(folder.path()).await;
     let id = fresh_id();
-    let mut order =
-        order(&id, "echo \"$GREETING $SANDKEEPER_NAMESPACE/$SANDKEEPER_NAME\"; pwd; env | sort; exit 3");
+    let mut order = order(
+        &id,
+        "echo \"$GREETING $SANDKEEPER_SANDBOX_NAMESPACE/$SANDKEEPER_SANDBOX_NAME\"; pwd; env | sort; exit 3",
+    );
     Arc::make_mut(&mut order.spec).envs.insert("GREETING".to_owned(), "hello".to_owned());
     agent.runtime.create(order).await.unwrap();
     let exit = agent.exit(&id).await;

@@ -1,0 +1,240 @@
+//! What agents say and what becomes of them, as scripts; see [`super::scenarios`].
+
+use super::script::scenarios;
+
+scenarios! {
+    reports: "
+        agent a1 slots=2
+        agent a2 slots=2
+        create web
+        # Of another agent, of generations that are not held, of another life: nothing.
+        report a2 web 1 running
+        report a9 web 1 running
+        report a1 web 0 running
+        report a1 web 2 running
+        report a1 web 1 running start=2
+        report a1 web 1 running ledger=2
+        report a1 #ghost-1 1 running
+        # Absent before it was ever seen: it is still to be started.
+        report a1 web 1 absent
+        report a1 web 1 running endpoints=h:1
+        report a1 web 1 running endpoints=h:1
+        report a1 web 1 running endpoints=h:2
+        # A refusal of what runs proves nothing.
+        report a1 web 1 refused reason=full
+        report a1 web 1 exited code=137 reason=killed
+        # Double and late.
+        report a1 web 1 exited code=0
+        report a1 web 1 running
+        report a1 web 1 start-failed
+        report a1 web 1 absent
+        show
+        reset web
+        report a2 web 2 running
+        report a2 web 2 absent
+        create fails
+        report a1 fails 1 start-failed reason=no_such_program
+        show
+    ";
+    strong_rolls_back: "
+        agent a1 slots=1
+        create job strong ports=80 id=r1
+        report a1 job 1 start-failed reason=no_such_image
+        # Slot, ports and name are free, and the retry of its request hears why.
+        show
+        create job strong ports=80 id=r1
+        create job strong ports=80 id=r2
+        # What has run is not rolled back.
+        report a1 job 1 running
+        report a1 job 1 exited code=1 reason=crashed
+        create job strong ports=80 id=r2
+        # Nor is it when the next generation can't be started.
+        reset job
+        report a1 job 2 start-failed reason=disk_full
+        show
+        # A minute later nothing is known of the first request.
+        advance 61s
+        housekeeping
+        terminate job
+        create job strong ports=80 id=r1
+    ";
+    strong_moves_and_rolls_back: "
+        agent a1 slots=1
+        agent a2 slots=1
+        create job strong id=r1
+        report a1 job 1 refused reason=no_disk
+        report a2 job 2 start-failed reason=no_such_image
+        create job strong id=r1
+        # Refused, and nowhere else is room: rolled back at once.
+        create fill
+        create job strong id=r2
+        report a2 job 1 refused reason=no_disk
+        create job strong id=r2
+        # Reset before it ever ran, and failed: rolled back when the last generation is gone.
+        agent a3 slots=1
+        create job strong id=r3
+        reset job
+        report a3 job 2 start-failed reason=no_such_image
+        show
+        report a2 job 1 absent
+        create job strong id=r3
+    ";
+    admission_refused: "
+        # A refusal proves that nothing was started: it goes elsewhere at once.
+        agent a1 slots=1
+        agent a2 slots=1
+        create web
+        report a1 web 1 refused reason=no_disk
+        report a1 web 1 refused reason=no_disk
+        # Nowhere else is room: FAST waits, and is not offered to the same agent again at once,
+        create other
+        report a2 web 2 refused reason=no_disk
+        show
+        # ... but by the next housekeeping.
+        housekeeping
+        # Others may have the room meanwhile.
+        create third wait=60s cpu=1
+        report a2 web 3 refused reason=no_disk
+        show
+        terminate third
+        report a2 #third 1 absent
+        report a2 web 4 running
+        show
+    ";
+    refused_by_everyone: "
+        agent a1 slots=1
+        agent a2 slots=1
+        create web
+        report a1 web 1 refused reason=1
+        report a2 web 2 refused reason=2
+        report a1 web 3 refused reason=3
+        report a2 web 4 refused reason=4
+        report a1 web 5 refused reason=5
+        report a2 web 6 refused reason=6
+        report a1 web 7 refused reason=7
+        report a2 web 8 refused reason=8
+        # A reset begins anew.
+        reset web
+        report a1 web 9 refused reason=9
+    ";
+    agents: "
+        agent a1 slots=2
+        # The same again is no event; a change is.
+        agent a1 slots=2
+        agent a1 slots=1
+        create web
+        # Restarted: a newer start; an older one is refused.
+        agent a1 slots=1 start=2
+        agent a1 slots=1 start=1
+        # A second ledger with a live agent's id.
+        agent a1 slots=1 ledger=2
+        report a1 web 1 running start=2
+        # Lost, but only the incarnation that was not heard of.
+        lose a1 start=1
+        lose nobody
+        lose a1 start=2
+        lose a1 start=2
+        create next
+        # What it says of what runs is old; of what ended it is true.
+        report a1 web 1 running start=2
+        # Nor can another ledger speak for what the lost one holds,
+        agent a1 slots=1 ledger=2
+        # ... while the same one returns.
+        agent a1 slots=1 start=2
+        report a1 web 1 running start=2
+        lose a1 start=2
+        report a1 web 1 exited code=0 start=2
+        # Now it holds nothing: another ledger may take the name.
+        agent a1 slots=1 ledger=2
+        show
+        # Smaller than what it holds: nothing is free, nothing is taken away.
+        agent a1 slots=2 ledger=2
+        create one cpu=4000
+        create two cpu=4000
+        agent a1 slots=1 cpu=1000 ledger=2
+        terminate one
+        report a1 #one 1 absent ledger=2
+        create three
+        show
+    ";
+    lost_and_found: "
+        agent a1 slots=3
+        create runs
+        create starts
+        create ends
+        report a1 runs 1 running
+        report a1 ends 1 running
+        terminate ends
+        lose a1
+        show
+        # Back again: what still runs is RUNNING, what vanished FAILED.
+        agent a1 slots=3
+        report a1 runs 1 running
+        report a1 starts 1 absent
+        report a1 #ends 1 absent
+        show
+        # Back with room: those that wait have it.
+        lose a1
+        create waits wait=60s
+        agent a1 slots=3
+    ";
+    cordons: "
+        agent a1 slots=2
+        cordon a1 reason=new_disk id=r1
+        cordon a1 reason=new_disk id=r1
+        cordon a1 reason=other id=r2
+        create web
+        create web wait=60s
+        # A restart does not uncordon.
+        agent a1 slots=2 start=2
+        uncordon a1 id=r3
+        uncordon a1 id=r4
+        uncordon a1 id=r3
+        uncordon a1 id=r1
+        cordon nobody
+        uncordon nobody
+        show
+    ";
+    removals: "
+        agent a1 slots=4
+        agent a2 slots=1
+        create web
+        create job strong
+        create ends
+        report a1 web 1 running
+        terminate ends
+        # It holds sandboxes; it is alive.
+        remove a1
+        remove a1 fenced id=r1
+        lose a1
+        remove a1 id=r1
+        remove a1 fenced id=r2
+        show
+        # The retry hears the same, even when an agent of that name has come again.
+        remove a1 fenced id=r2
+        agent a1
+        remove a1 fenced id=r2
+        cordon a2 id=r3
+        remove a2
+        cordon a2 id=r3
+        remove nobody
+        # What was held may have an agent again.
+        reset web
+    ";
+    removal_with_two_generations: "
+        # The agent that is removed holds two generations of one sandbox.
+        agent a1 slots=9
+        create web
+        report a1 web 1 running
+        reset web
+        create bye
+        report a1 bye 1 running
+        reset bye
+        terminate bye
+        create job strong
+        reset job
+        lose a1
+        remove a1 fenced
+        show
+    ";
+}
