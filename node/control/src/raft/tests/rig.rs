@@ -116,6 +116,8 @@ impl Site {
 impl Running {
     /// As SIGTERM.
     pub(super) async fn stop(self) {
+        // A node that does not lead, or is alone, has nobody to hand over to.
+        let _ = self.node.hand_over(soon()).await;
         self.node.shutdown(soon()).await.unwrap();
         self.cancel.cancel();
         self.server.await.unwrap();
