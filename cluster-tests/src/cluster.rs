@@ -416,7 +416,7 @@ fn own_pid() -> i32 {
 }
 
 /// Ports that are free now, and not in the range from which the kernel gives ports to clients.
-fn free_ports(count: usize) -> Vec<u16> {
+pub fn free_ports(count: usize) -> Vec<u16> {
     let mut ports = Vec::new();
     let mut held = Vec::new();
     // Tests run side by side in one process and in several: a random start keeps them apart.

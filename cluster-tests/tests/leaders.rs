@@ -1,9 +1,9 @@
 //! Leaders that die, stop, and come back.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use cluster_tests::{Cluster, ClusterOptions, by_id, children_of, eventually, get, shell};
+use cluster_tests::{Cluster, ClusterOptions, by_id, by_name, children_of, eventually, get, shell};
 use futures::future::join_all;
 use sandkeeper_client::{Client, ClientError, v1};
 
@@ -191,6 +191,36 @@ async fn a_leader_that_was_paused_and_replaced_starts_nothing() {
     }
 }
 
+/// A leader that was paused for longer than the lost-after time wakes up and believes for a moment that it leads, and that
+/// all agents are silent. That is its own affair: no agent is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_slept_for_long_makes_no_agent_lost() {
+    let flags = ["--lost-after", "2s"].map(str::to_owned).to_vec();
+    let cluster =
+        Cluster::start_with(ClusterOptions { server_flags: flags, ..ClusterOptions::default() }).await;
+    for _ in 0..3 {
+        let old = cluster.wait_leader().await;
+        let others: Vec<_> = cluster.running().into_iter().filter(|index| *index != old).collect();
+        cluster.pause_node(old);
+        let asleep = Instant::now();
+        cluster.wait_leader_among(&others).await;
+        eventually("it has slept for twice the lost-after time", || async {
+            if asleep.elapsed() > Duration::from_secs(4) { Ok(()) } else { Err("not yet".into()) }
+        })
+        .await;
+        cluster.resume_node(old);
+        cluster.wait_ready().await;
+    }
+    let filter =
+        v1::EventFilter { types: vec![v1::EventType::AgentLost.into()], ..v1::EventFilter::default() };
+    for index in 0..2 {
+        let filter = v1::EventFilter { agent_id: format!("a{index}"), ..filter.clone() };
+        let request = v1::ListEventsRequest { filter: Some(filter), ..v1::ListEventsRequest::default() };
+        let lost = cluster.client().events(request).await.unwrap().events;
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_asked_to_stop_hands_over_and_ends_well() {
     let mut cluster = Cluster::start().await;
@@ -217,6 +247,23 @@ async fn a_fourth_node_joins_as_learner_then_voter_and_leaves_again() {
     .await;
     let view = cluster.wait_identical().await;
     assert_eq!(view.sandboxes, 1);
+    // The agents were not told of it at their start.
+    cluster.wait_ready().await;
+    client.transfer_leadership("n3").await.unwrap();
+    let newest = cluster.client_of(&[3]);
+    newest.create(shell("by-the-new-one", "sleep 600")).await.unwrap();
+    cluster
+        .wait_phase(
+            &newest
+                .get(by_name("by-the-new-one"), v1::ReadOptions::default())
+                .await
+                .unwrap()
+                .sandbox
+                .unwrap()
+                .sandbox_id,
+            v1::Phase::Running,
+        )
+        .await;
     client.remove_member("n3").await.unwrap();
     cluster.kill_node(3);
     assert_eq!(client.list_members(v1::ReadOptions::default()).await.unwrap().members.len(), 3);

@@ -41,7 +41,11 @@ pub(crate) fn command(session: u64, message: v1::ServerMessage, now: BootTime) -
             leased: update.leased,
         },
         Wire::InventoryRequest(v1::InventoryRequest {}) => Body::Inventory,
-        Wire::Welcome(_) | Wire::HeartbeatAck(_) | Wire::OpenTunnel(_) | Wire::Goodbye(_) => return None,
+        Wire::Welcome(_)
+        | Wire::HeartbeatAck(_)
+        | Wire::OpenTunnel(_)
+        | Wire::Goodbye(_)
+        | Wire::Members(_) => return None,
     };
     let incarnation = message.incarnation.unwrap_or_default();
     Some(Command {

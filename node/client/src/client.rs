@@ -12,10 +12,12 @@ use tonic::{Request, Response, Status};
 use crate::builder::{ClientBuilder, Selection};
 use crate::error::{ClientError, Failure, ServerFailure, ServerFailureKind};
 
-/// The wait after the first round over all servers; it doubles from round to round.
-const BACKOFF_MIN: Duration = Duration::from_millis(20);
-/// The longest wait between rounds. Under the time of an election, so that a new leader is not kept waiting.
-const BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// The wait after the first round over all servers; it doubles from round to round. Short, because an election is over
+/// within some hundred milliseconds, and the caller waits for what is left of the pause after it.
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
+/// The longest wait between rounds; up to as much again comes to it at random, so that the callers of a cluster that
+/// was away for long do not come back all at once.
+const BACKOFF_MAX: Duration = Duration::from_millis(125);
 /// A short call leaves at least two thirds of its deadline to the other servers when one hangs.
 const SHARE_OF_ONE_TRY: u32 = 3;
 /// But a try is never shorter than this (unless the deadline is): an fsync on a busy disk takes its time.
@@ -196,6 +198,8 @@ pub(crate) struct Tries<'a> {
     backoff: ExponentialBackoff,
     /// The last failure of each server, in the order in which they first failed.
     failures: Vec<ServerFailure>,
+    /// What a server said that speaks for itself only: it counts if no other server knows better.
+    refusal: Option<ClientError>,
 }
 
 impl<'a> Tries<'a> {
@@ -207,7 +211,15 @@ impl<'a> Tries<'a> {
             .without_max_times()
             .build();
         let server = client.first_server();
-        Self { client, began: Instant::now(), server, in_round: 0, backoff, failures: Vec::new() }
+        Self {
+            client,
+            began: Instant::now(),
+            server,
+            in_round: 0,
+            backoff,
+            failures: Vec::new(),
+            refusal: None,
+        }
     }
 
     fn left(&self) -> Duration {
@@ -225,23 +237,31 @@ impl<'a> Tries<'a> {
 
     /// Takes note of a failure, and returns when (and if) it is time for the next try.
     pub(crate) async fn failed(&mut self, failure: Failure, retry: Retry) -> Result<(), ClientError> {
-        let (failure, retry_after) = match failure {
+        let retry_after = match failure {
             Failure::Refused(error) => return Err(error),
-            Failure::Passing { failure, retry_after } => (failure, retry_after),
+            Failure::Elsewhere(error) => {
+                tracing::debug!(%error, "another server may do");
+                self.refusal = Some(error);
+                None
+            }
+            Failure::Passing { failure, retry_after } => {
+                let ServerFailure { server, kind, message } = &failure;
+                tracing::debug!(%server, ?kind, error = %message, "a try failed");
+                let sent = *kind != ServerFailureKind::NotConnected;
+                self.note(failure);
+                if sent && retry == Retry::NotSent {
+                    return Err(self.give_up());
+                }
+                retry_after
+            }
         };
-        tracing::debug!(server = %failure.server, kind = ?failure.kind, error = %failure.message, "a try failed");
-        let sent = failure.kind != ServerFailureKind::NotConnected;
-        self.note(failure);
-        if sent && retry == Retry::NotSent {
-            return Err(self.give_up());
-        }
         self.server = (self.server + 1) % self.client.server_count();
         self.client.prefer(self.server);
         self.in_round += 1;
         if self.in_round < self.client.server_count() && retry_after.is_none() {
             return Ok(());
         }
-        if self.nobody_listens() {
+        if self.refusal.is_some() || self.nobody_listens() {
             return Err(self.give_up());
         }
         self.in_round = 0;
@@ -273,6 +293,9 @@ impl<'a> Tries<'a> {
     }
 
     pub(crate) fn give_up(&mut self) -> ClientError {
+        if let Some(refusal) = self.refusal.take() {
+            return refusal;
+        }
         let failures = std::mem::take(&mut self.failures);
         let silent = failures.iter().any(|failure| failure.kind == ServerFailureKind::TimedOut);
         if silent || failures.is_empty() {

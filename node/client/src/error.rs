@@ -8,6 +8,9 @@ use std::time::Duration;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
+/// The reason of a server that has no session with an agent; another one may have it.
+const AGENT_NOT_CONNECTED: &str = "AGENT_NOT_CONNECTED";
+
 /// Settings of which no client can be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -126,7 +129,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let message = if self.message.is_empty() { "refused without a message" } else { &self.message };
         write!(f, "{message} ({}", self.code_name())?;
-        if let Some(reason) = &self.reason {
+        if let Some(reason) = self.reason.as_ref().filter(|reason| *reason != self.code_name()) {
             write!(f, ", {reason}")?;
         }
         write!(f, ")")?;
@@ -170,6 +173,8 @@ impl fmt::Display for ServerFailure {
 pub(crate) enum Failure {
     /// Final: the caller is told.
     Refused(ClientError),
+    /// A refusal that speaks only for the server that gave it: final if no other one knows better.
+    Elsewhere(ClientError),
     /// Another server, or a later moment, may do.
     Passing {
         failure: ServerFailure,
@@ -205,18 +210,17 @@ impl Failure {
         }
         let message = if status.message().is_empty() { code_name(status.code()) } else { status.message() };
         match status.code() {
-            Code::Unavailable => Self::Passing {
-                failure: ServerFailure {
-                    server: server.to_owned(),
-                    kind: ServerFailureKind::Unavailable,
-                    message: message.to_owned(),
-                },
-                retry_after: status.get_details_retry_info().and_then(|info| info.retry_delay),
-            },
+            // A hint when to come back is for those that know one server only: another one may do at once, and this
+            // client's own pauses are short first and long later.
+            // Cancelled: it is stopping; this client cancels no call whose answer it still reads.
+            Code::Unavailable | Code::Cancelled => {
+                Self::passing(server, ServerFailureKind::Unavailable, message.to_owned())
+            }
+            Code::FailedPrecondition if reason(status).as_deref() == Some(AGENT_NOT_CONNECTED) => {
+                Self::Elsewhere(ClientError::refused(server, status))
+            }
             // The server's clock ran out first, by the deadline that this client gave it.
             Code::DeadlineExceeded => Self::passing(server, ServerFailureKind::TimedOut, message.to_owned()),
-            // It is stopping: this client cancels no call whose answer it still reads.
-            Code::Cancelled => Self::passing(server, ServerFailureKind::Unavailable, message.to_owned()),
             // A full queue invites to come back, which a lack of room for the sandbox does not.
             Code::ResourceExhausted => {
                 match status.get_details_retry_info().and_then(|info| info.retry_delay) {
@@ -234,6 +238,10 @@ impl Failure {
             _ => Self::Refused(ClientError::refused(server, status)),
         }
     }
+}
+
+fn reason(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
 }
 
 fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a E> {

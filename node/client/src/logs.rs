@@ -27,7 +27,7 @@ impl LogStream {
             None => Ok(None),
             Some(Ok(message)) => Ok(Some(message.data)),
             Some(Err(status)) => Err(match Failure::of(&self.server, &status) {
-                Failure::Refused(error) => error,
+                Failure::Refused(error) | Failure::Elsewhere(error) => error,
                 Failure::Passing { failure, .. } => ClientError::Unreachable(vec![failure]),
             }),
         }

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agents::Sessions;
 use crate::decider::QueueSender;
 use crate::metrics::{Metrics, Sources};
-use crate::raft::RaftNode;
+use crate::raft::{REMOVED, RaftNode};
 use crate::storage::log::LogStore;
 
 /// What `/readyz` may take: orchestrators ask with a second or more of patience.
@@ -86,6 +86,9 @@ async fn healthz(Shared(pages): Shared<Pages>) -> (StatusCode, String) {
 
 /// There is a leader, and this node has applied what that leader had when it was asked.
 async fn readyz(Shared(pages): Shared<Pages>) -> (StatusCode, String) {
+    if pages.raft.is_removed() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{REMOVED}\n"));
+    }
     match pages.raft.read_index(Instant::now() + READY_TIMEOUT).await {
         Ok(view) => (StatusCode::OK, format!("ok, at revision {}\n", view.revision())),
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")),

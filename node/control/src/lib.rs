@@ -6,6 +6,7 @@
 //! | `commands`, `decider` | commands on their way to the leader, and into entries |
 //! | `agents`, `applier` | the agents' sessions, and making them do what the state says |
 //! | `api`, `http`, `metrics` | what clients and operators see |
+//! | `inspect` | the state in a data directory, of a node that does not run |
 //! | `server` | a whole node: starts every part in order, and stops it |
 
 pub mod agents;
@@ -17,6 +18,7 @@ pub mod config;
 pub mod decider;
 pub mod history;
 pub mod http;
+pub mod inspect;
 pub mod metrics;
 pub mod raft;
 pub mod server;

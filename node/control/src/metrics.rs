@@ -328,6 +328,7 @@ mod tests {
             oldest_revision: 1,
             quorum_heard: None,
             members: Vec::new(),
+            removed: false,
         }
     }
 

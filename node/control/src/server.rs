@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::agents::{AgentGate, Sessions};
+use crate::agents::{AgentGate, Sessions, members};
 use crate::api::{self, Api};
 use crate::applier::{dispatch, losses};
 use crate::commands::{CommandForwarder, Commands};
@@ -160,11 +160,14 @@ impl Parts {
         let around = decider::Surroundings { knowledge: knowledge.clone(), metrics: Arc::clone(&metrics) };
         tasks.spawn(decider::supervise(raft.clone(), queued, around, back.clone()));
 
+        let (members, following) = members::follow(raft.replica(), front.clone());
+        tasks.spawn(following);
         let gate = AgentGate {
             sessions: sessions.clone(),
             commands: commands.clone(),
             leads: raft.leadership(),
             replica: raft.replica().clone(),
+            members,
             knowledge,
             metrics: Arc::clone(&metrics),
             node: config.name.clone(),

@@ -94,6 +94,7 @@ pub enum Command {
     Agents(cmd::agents::AgentsArgs),
     Capacity(cmd::capacity::CapacityArgs),
     Cluster(cmd::cluster::ClusterArgs),
+    Inspect(cmd::inspect::InspectArgs),
     Completion(cmd::completion::CompletionArgs),
 }
 

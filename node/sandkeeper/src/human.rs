@@ -70,12 +70,14 @@ pub fn moment(nanos: i64) -> String {
         .map_or_else(|_| format!("{nanos}ns"), |time| time.strftime("%Y-%m-%d %H:%M:%S%.3fZ").to_string())
 }
 
-/// The time between two events: `+0.4ms`, `+1.250s`, `+3m12s`.
+/// The time between two events, in the unit in which it is at least 1: `+12µs`, `+43.0ms`, `+1.250s`, `+3m12s`.
 pub fn delta(nanos: i64) -> String {
     let nanos = nanos.max(0);
     match nanos {
-        0..100_000_000 => format!("+{:.1}ms", nanos as f64 / 1e6),
-        100_000_000..60_000_000_000 => format!("+{:.3}s", nanos as f64 / 1e9),
+        // Also those that share an entry, which are 1 ns apart.
+        0..1_000_000 => format!("+{}µs", nanos / 1000),
+        1_000_000..1_000_000_000 => format!("+{:.1}ms", nanos as f64 / 1e6),
+        1_000_000_000..60_000_000_000 => format!("+{:.3}s", nanos as f64 / 1e9),
         _ => format!("+{}", duration_or_zero(nanos / 1_000_000_000)),
     }
 }
@@ -143,8 +145,8 @@ mod tests {
         assert_eq!(age(1, 90_000_000_001), "1m30s");
         assert_eq!((until(0, 5).as_str(), until(4, 5).as_str()), ("never", "over"));
         assert_eq!(until(61_000_000_000, 0), "in 1m1s");
-        let deltas = [0, 400_000, 1_250_000_000, 192_000_000_000].map(delta);
-        assert_eq!(deltas, ["+0.0ms", "+0.4ms", "+1.250s", "+3m12s"]);
+        let deltas = [1, 400_000, 43_000_000, 237_000_000, 1_250_000_000, 192_000_000_000].map(delta);
+        assert_eq!(deltas, ["+0µs", "+400µs", "+43.0ms", "+237.0ms", "+1.250s", "+3m12s"]);
     }
 
     #[test]

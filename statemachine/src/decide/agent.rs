@@ -36,8 +36,8 @@ impl Draft {
         let lost = known.status == AgentStatus::Lost;
         if is.ledger != was.ledger && !lost {
             return Err(Rejection::FailedPrecondition(format!(
-                "agent {id} is alive with another ledger: give this agent another --id, or stop the other one and \
-                 wait until it is lost"
+                "agent {id} is alive with another ledger: give this agent another --agent-id, or stop the other one \
+                 and wait until it is lost"
             )));
         }
         // Another ledger knows nothing of what the old one has started: that it is absent there proves nothing.
@@ -45,7 +45,7 @@ impl Draft {
         if is.ledger != was.ledger && held > 0 {
             return Err(Rejection::FailedPrecondition(format!(
                 "agent {id} is lost and still holds {held} sandbox{} by another ledger: make sure that the old one is \
-                 off, and say so with `agents remove {id} --fenced`, or give this agent another --id",
+                 off, and say so with `agents remove {id} --fenced`, or give this agent another --agent-id",
                 if held == 1 { "" } else { "es" }
             )));
         }
@@ -138,9 +138,11 @@ impl Draft {
                 if held.len() == 1 { "" } else { "es" }
             )));
         }
-        if !held.is_empty() && agent.status == AgentStatus::Ready {
+        // It would register again at once, and what it holds may run.
+        if agent.status == AgentStatus::Ready {
+            let consequence = if held.is_empty() { "it would come back" } else { "its sandboxes may run" };
             return Err(Rejection::FailedPrecondition(format!(
-                "agent {id} is alive, so its sandboxes may run: stop it and wait until it is LOST"
+                "agent {id} is alive, so {consequence}: stop it first, and wait until it is LOST"
             )));
         }
         let released = held.len() as u64;

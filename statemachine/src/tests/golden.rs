@@ -147,12 +147,19 @@ pub fn some_state() -> State {
             }
             other => other,
         };
-        world.run(&Request { actor: Actor::Client("ann".into()), id: Some(id), command }).0.unwrap();
+        let (outcome, entry) = world.run(&Request { actor: Actor::Client("ann".into()), id: Some(id), command });
+        outcome.unwrap();
+        entry
     };
     for (id, slots) in [("a1", 3), ("a2", 2), ("a3", 2), ("a4", 2)] {
         world.must(Command::RegisterAgent(Box::new(agent(id, slots))));
     }
-    ask(&mut world, Command::RemoveAgent { agent: agent_id("a4"), fenced: true });
+    // When these bytes were made, an agent that was alive could be removed; its history is still read.
+    let mut stopped = world.clone();
+    let known = stopped.state.agent(&agent_id("a4")).unwrap().clone();
+    stopped.state.put_agent(Agent { status: AgentStatus::Lost, ..known });
+    let entry = ask(&mut stopped, Command::RemoveAgent { agent: agent_id("a4"), fenced: true });
+    assert!(matches!(world.state.apply(&entry, TERM), Applied::Done { .. }));
     let names = ["runs", "reset", "lost", "ends", "fails", "lost-2", "pending", "rolled-back"];
     for (index, text) in names.into_iter().enumerate() {
         let mut create = create(text);

@@ -178,6 +178,7 @@ fn agents_are_limited_in_number() {
     assert_eq!(world.give(one_more.clone()), Err(Rejection::TooManyAgents));
     // One that is known may still come back.
     world.must(Command::RegisterAgent(Box::new(agent("a7", 2))));
+    world.must(Command::LoseAgent { agent: agent_id("a7"), incarnation: incarnation(1, 1) });
     world.must(Command::RemoveAgent { agent: agent_id("a7"), fenced: false });
     world.must(one_more);
 }

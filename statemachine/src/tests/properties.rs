@@ -134,6 +134,7 @@ impl Run {
                 let report = Report { agent, incarnation, sandbox_id, generation, state };
                 self.give(Command::Report(report));
             }
+            self.give(Command::LoseAgent { agent: id.clone(), incarnation });
             self.give(Command::RemoveAgent { agent: id, fenced: false });
         }
         self.world.now = self.world.now.max(self.world.state.last_time()).plus(3_600 * SECOND);

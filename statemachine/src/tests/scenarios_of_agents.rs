@@ -218,6 +218,12 @@ scenarios! {
         remove a2
         cordon a2 id=r3
         remove nobody
+        # An agent that is alive would come back at once, however little it holds.
+        agent a3
+        remove a3
+        remove a3 fenced
+        lose a3
+        remove a3
         # What was held may have an agent again.
         reset web
     ";

@@ -161,6 +161,10 @@ impl Dialog<'_> {
             // Acknowledgements prove a lease, and there is none to prolong yet.
             None | Some(Down::HeartbeatAck(_)) => return None,
             Some(Down::Goodbye(goodbye)) => return Some(self.goodbye(goodbye).await),
+            Some(Down::Members(members)) => {
+                self.sessions.directory.learn(&members.servers);
+                return None;
+            }
             Some(Down::Welcome(welcome)) => {
                 self.welcomed_by(&welcome.node);
                 tracing::info!(

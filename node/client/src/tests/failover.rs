@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use sandkeeper_proto::v1;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -71,6 +73,68 @@ async fn a_silent_server_is_given_up_before_the_deadline() {
     let (first, second) = (silent.script().creates[0].clone(), alive.script().creates[0].clone());
     assert_eq!(first.request_id, second.request_id);
     assert!(silent.script().timeouts[0].is_some(), "the deadline travels with the request");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_under_a_request_leads_to_the_next_server_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let breaks = listener.local_addr().unwrap().to_string();
+    // As a server does that is killed: the request is on its way, and the connection is gone.
+    tokio::spawn(async move {
+        loop {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let _ = connection.read(&mut [0; 1024]).await;
+        }
+    });
+    let alive = Fake::start().await;
+    let began = Instant::now();
+    client(&[&breaks, &alive.address]).create(create("a")).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "no timeout was waited for: {:?}", began.elapsed());
+    assert_eq!(alive.script().creates.len(), 1);
+}
+
+#[tokio::test]
+async fn what_speaks_for_one_server_is_final_when_no_other_knows_better() {
+    let details = || {
+        let mut details = ErrorDetails::new();
+        details.set_error_info("AGENT_NOT_CONNECTED", "sandkeeper", HashMap::new());
+        Answer::Status(Status::with_error_details(
+            Code::FailedPrecondition,
+            "agent a1 is not connected",
+            details,
+        ))
+    };
+    let (one, two) = (Fake::start().await, Fake::start().await);
+    one.script().answers.push_back(details());
+    client(&[&one.address, &two.address]).create(create("a")).await.unwrap();
+    assert_eq!(two.script().creates.len(), 1, "the other one has the session");
+
+    let dead = nobody().await;
+    one.script().answers.push_back(details());
+    let error = client(&[&one.address, &dead]).create(create("b")).await.unwrap_err();
+    assert_eq!(error.to_string(), "agent a1 is not connected (FAILED_PRECONDITION, AGENT_NOT_CONNECTED)");
+}
+
+#[tokio::test]
+async fn a_hint_of_one_server_without_a_leader_keeps_nobody_from_the_next() {
+    let (one, two) = (Fake::start().await, Fake::start().await);
+    let hint = ErrorDetails::with_retry_info(Some(Duration::from_secs(15)));
+    let no_leader = Status::with_error_details(Code::Unavailable, "no leader is known", hint);
+    one.script().answers.push_back(Answer::Status(no_leader));
+    let began = Instant::now();
+    client(&[&one.address, &two.address]).create(create("a")).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_code_is_not_said_twice() {
+    let fake = Fake::start().await;
+    let mut details = ErrorDetails::new();
+    details.set_error_info("FAILED_PRECONDITION", "sandkeeper", HashMap::new());
+    let status = Status::with_error_details(Code::FailedPrecondition, "not now", details);
+    fake.script().answers.push_back(Answer::Status(status));
+    let error = client(&[&fake.address]).create(create("a")).await.unwrap_err();
+    assert_eq!(error.to_string(), "not now (FAILED_PRECONDITION)");
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The agents' sessions with this node. Agents dial in, to every control node; a control node dials nobody.
 
+pub mod members;
 mod service;
 mod session;
 mod tunnels;

@@ -35,6 +35,8 @@ pub struct AgentGate {
     pub leads: watch::Receiver<Option<LeaderTerm>>,
     /// What this node has applied.
     pub replica: Replica,
+    /// Where all control nodes are served.
+    pub members: watch::Receiver<Vec<String>>,
     /// What placement may use beyond the state.
     pub knowledge: LeaderKnowledge,
     /// Counted here: calls to agents.

@@ -28,6 +28,8 @@ pub(super) async fn run(session: Arc<Session>, mut inbound: Streaming<v1::AgentM
     let mut sequence = 0;
     let mut worker = None;
     lead(&mut worker, &mut sequence, &mut leads, &session, &gate);
+    let mut members = gate.members.clone();
+    members.mark_changed();
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let farewell = loop {
@@ -50,6 +52,15 @@ pub(super) async fn run(session: Arc<Session>, mut inbound: Streaming<v1::AgentM
                     break None;
                 }
                 lead(&mut worker, &mut sequence, &mut leads, &session, &gate);
+            }
+            changed = members.changed() => {
+                if changed.is_err() {
+                    break None;
+                }
+                let servers = members.borrow_and_update().clone();
+                let body = Some(server_message::Body::Members(v1::Members { servers }));
+                // If its outbox is full, it learns with its next session.
+                let _ = session.outbox.try_send(Ok(v1::ServerMessage { body, ..v1::ServerMessage::default() }));
             }
             marked = session.dirty.take(), if worker.is_some() => {
                 if let Some(worker) = &mut worker {

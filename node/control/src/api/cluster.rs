@@ -16,6 +16,7 @@ use super::convert::{cluster as convert, invalid};
 use super::status::{Problem, membership, rejected, unavailable};
 use crate::history::Digests;
 use crate::raft::node::MemberStatus;
+use crate::raft::peers::reason;
 
 /// A membership change includes that a node catches up, and a snapshot that it is written.
 const ADMIN_DEADLINE: Duration = Duration::from_mins(2);
@@ -52,26 +53,32 @@ impl Api {
         }
     }
 
-    /// Asks all members for their digests at one revision.
-    async fn compare(&self, revision: Revision, deadline: Instant) -> Vec<v1::verify_response::Node> {
+    /// Asks all members for their digests at one revision, and says whether it is worth to ask at another one.
+    async fn compare(&self, revision: Revision, deadline: Instant) -> (Vec<v1::verify_response::Node>, bool) {
         let status = self.parts().raft.status();
-        join_all(status.members.iter().map(|member| async {
+        let answers = join_all(status.members.iter().map(|member| async {
             let digests = if member.node_id == status.node_id {
                 self.own_digests(revision, deadline).await
             } else {
                 self.digests_of(member, revision, deadline).await
             };
-            convert::digests(member.member.name.clone(), digests)
+            (member.member.name.clone(), digests)
         }))
-        .await
+        .await;
+        let forgotten = answers.iter().any(|(_, answer)| matches!(answer, Err(NoDigests::Forgotten(_))));
+        let node = |(name, answer): (String, Result<Digests, NoDigests>)| {
+            convert::digests(name, answer.map_err(NoDigests::text))
+        };
+        (answers.into_iter().map(node).collect(), forgotten)
     }
 
-    async fn own_digests(&self, revision: Revision, deadline: Instant) -> Result<Digests, String> {
+    async fn own_digests(&self, revision: Revision, deadline: Instant) -> Result<Digests, NoDigests> {
         let raft = &self.parts().raft;
-        raft.replica().wait_revision(revision, deadline).await.map_err(|error| error.to_string())?;
-        raft.history()
-            .digests_at(revision)
-            .ok_or_else(|| format!("the digests at revision {revision} are not known any more"))
+        let reached = raft.replica().wait_revision(revision, deadline).await;
+        reached.map_err(|error| NoDigests::Silent(error.to_string()))?;
+        raft.history().digests_at(revision).ok_or_else(|| {
+            NoDigests::Forgotten(format!("the digests at revision {revision} are not known any more"))
+        })
     }
 
     async fn digests_of(
@@ -79,23 +86,44 @@ impl Api {
         member: &MemberStatus,
         revision: Revision,
         deadline: Instant,
-    ) -> Result<Digests, String> {
+    ) -> Result<Digests, NoDigests> {
+        let silent = |why: String| NoDigests::Silent(why);
         let peers = self.parts().raft.peers();
         let mut client = peers
             .client(&member.member.peer_address, Some(member.node_id))
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| silent(error.to_string()))?;
         let answer = timeout_at(deadline, client.digest(DigestRequest { revision })).await;
         let answer = match answer {
             Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => return Err(status.message().to_owned()),
-            Err(_) => return Err("no answer in time".to_owned()),
+            Ok(Err(status)) if status.code() == Code::OutOfRange => {
+                return Err(NoDigests::Forgotten(status.message().to_owned()));
+            }
+            Ok(Err(status)) => return Err(silent(reason(&status))),
+            Err(_) => return Err(silent("no answer in time".to_owned())),
         };
-        let digest = |bytes: &[u8]| bytes.try_into().map(Digest).map_err(|_| "it sent no digest".to_owned());
+        let digest =
+            |bytes: &[u8]| bytes.try_into().map(Digest).map_err(|_| silent("it sent no digest".to_owned()));
         Ok(Digests {
             revision: answer.revision,
             history: digest(&answer.history_digest)?,
             state: digest(&answer.state_digest)?,
         })
+    }
+}
+
+/// Why a member's digests at a revision are not there.
+enum NoDigests {
+    /// It has gone on, and forgot them: at a newer revision it may answer.
+    Forgotten(String),
+    /// It did not answer, and at another revision it would not either.
+    Silent(String),
+}
+
+impl NoDigests {
+    fn text(self) -> String {
+        match self {
+            Self::Forgotten(why) | Self::Silent(why) => why,
+        }
     }
 }
 
@@ -227,9 +255,9 @@ impl ClusterService for Api {
             let read = self.read(None, call.deadline).await?;
             let revision = read.state.revision();
             let deadline = call.deadline.min(Instant::now() + COMPARE_TIMEOUT);
-            let nodes = self.unless_stopped(self.compare(revision, deadline)).await?;
+            let (nodes, forgotten) = self.unless_stopped(self.compare(revision, deadline)).await?;
             let identical = identical(&nodes, revision);
-            let done = identical || differ(&nodes) || Instant::now() >= call.deadline;
+            let done = !forgotten || differ(&nodes) || Instant::now() >= call.deadline;
             last = Some(v1::VerifyResponse { revision, identical, nodes });
             if done {
                 break;

@@ -3,6 +3,7 @@
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
 use sandkeeper_proto::v1;
+use sandkeeper_statemachine::{AgentId, AgentStatus, State};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,9 @@ use super::Api;
 use super::call::DEFAULT_DEADLINE;
 use super::convert::target::{find, only_sandbox_ref};
 use super::status::{Problem, rejected, shutting_down, unavailable};
+
+/// Another node may have the session that the one which was asked has not.
+pub const AGENT_NOT_CONNECTED: &str = "AGENT_NOT_CONNECTED";
 
 type Chunks = mpsc::Receiver<Result<Vec<u8>, String>>;
 type Logs = BoxStream<'static, Result<v1::StreamLogsResponse, Status>>;
@@ -30,9 +34,24 @@ impl Api {
         // A caller that follows may stay for hours; its agent has to answer sooner.
         let deadline = deadline.min(Instant::now() + DEFAULT_DEADLINE);
         let opened = self.parts().sessions.open_logs(&agent, id, wire.follow, wire.tail_lines, deadline);
-        // Another node may have the session that this one has not.
-        let chunks = self.unless_stopped(opened).await?.map_err(|why| unavailable(&why))?;
+        let chunks =
+            self.unless_stopped(opened).await?.map_err(|why| self.no_logs(&read.state, &agent, &why))?;
         Ok(relay(chunks, self.parts().stop.clone()))
+    }
+
+    /// Why an agent was not reached: it is gone, or something passing.
+    fn no_logs(&self, state: &State, agent: &AgentId, why: &str) -> Status {
+        if self.parts().sessions.get(agent).is_some() {
+            return unavailable(why);
+        }
+        // The output stays where it was written: nobody else has it.
+        let (reason, what) = match state.agent(agent).map(|agent| agent.status) {
+            None => ("AGENT_REMOVED", "was removed"),
+            Some(AgentStatus::Lost) => ("AGENT_LOST", "is lost"),
+            Some(AgentStatus::Ready) => (AGENT_NOT_CONNECTED, "is not connected"),
+        };
+        let text = format!("agent {agent} {what}, and the sandbox's log is on its machine");
+        Problem::new(Code::FailedPrecondition, reason, text).with("agent_id", agent).status()
     }
 }
 

@@ -44,7 +44,11 @@ pub async fn serve<A: AgentService>(
     let tasks = api.parts().tasks.clone();
     tasks.spawn(tell(api.parts().raft.clone(), reporter, stop.clone()));
     tasks.spawn(api.clone().sweep());
-    let reflection = || Builder::configure().register_file_descriptor_set(public_descriptors());
+    let reflection = || {
+        Builder::configure()
+            .register_file_descriptor_set(public_descriptors())
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let server = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

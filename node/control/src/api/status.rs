@@ -218,6 +218,9 @@ pub(crate) fn membership(error: &MembershipError) -> Status {
         MembershipError::NotFound(_) => {
             Problem::new(Code::NotFound, "MEMBER_NOT_FOUND", error.to_string()).status()
         }
+        MembershipError::Unreachable(why) => {
+            Problem::new(Code::FailedPrecondition, "PEER_UNREACHABLE", why).status()
+        }
         MembershipError::Unavailable(why) => unavailable(why),
     }
 }

@@ -239,6 +239,15 @@ async fn capacity_and_cluster_are_told(rig: &Rig) {
     assert!(!rig.fleet().uncordon_agent(uncordon).await.unwrap().into_inner().agent.unwrap().cordoned);
     let remove = v1::RemoveAgentRequest { agent_id: "a1".into(), ..Default::default() };
     refused(rig.fleet().remove_agent(remove).await, Code::FailedPrecondition, "FAILED_PRECONDITION");
+    // Nobody listens on port 1.
+    let add = v1::AddMemberRequest { peer_address: "127.0.0.1:1".into() };
+    let unreachable = rig.cluster().add_member(add).await;
+    assert!(
+        unreachable
+            .as_ref()
+            .is_err_and(|status| status.message().contains("at 127.0.0.1:1 can't be reached"))
+    );
+    refused(unreachable, Code::FailedPrecondition, "PEER_UNREACHABLE");
 
     let verified = rig.cluster().verify(v1::VerifyRequest {}).await.unwrap().into_inner();
     assert!(verified.identical, "{verified:?}");
@@ -261,6 +270,7 @@ async fn health_reflection_and_pages_answer(rig: &Rig) {
     for service in super::PUBLIC_SERVICES {
         assert!(services.iter().any(|found| found == service), "{service} is missing in {services:?}");
     }
+    assert!(services.iter().any(|found| found == "grpc.health.v1.Health"), "{services:?}");
     assert!(!services.iter().any(|found| found.contains("internal")), "{services:?}");
     let (status, text) = rig.http("/metrics").await;
     assert_eq!(status, 200);

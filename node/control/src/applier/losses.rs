@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures::future::join_all;
 use sandkeeper_statemachine::{Actor, AgentId, AgentStatus, Command, Incarnation, Request, State};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -16,6 +17,9 @@ use crate::raft::replica::Replica;
 
 /// How often the sessions are looked at.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// If no look was taken for this long, this node was deaf.
+const DEAF: Duration = Duration::from_secs(2);
 
 /// How long the decider may take; the next look says it again.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -33,6 +37,7 @@ pub async fn run(
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut heard = LastHeard::default();
+    let mut last_look = Instant::now();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -44,17 +49,26 @@ pub async fn run(
             }
             _ = ticks.tick() => {}
         }
-        if leads.borrow().is_none() {
-            continue;
+        let Some(LeaderTerm { term }) = *leads.borrow() else { continue };
+        let now = Instant::now();
+        if now.duration_since(last_look) > DEAF {
+            // This node itself was not listening: paused, or starved. The agents' silence says nothing.
+            heard = LastHeard::default();
         }
-        for (agent, incarnation) in heard.lost(&replica.state(), &sessions, Instant::now(), lost_after) {
+        let lost = heard.lost(&replica.state(), &sessions, now, lost_after);
+        join_all(lost.into_iter().map(|(agent, incarnation)| {
             info!(%agent, "not heard of for {lost_after:?}: it is lost");
             let command = Command::LoseAgent { agent: agent.clone(), incarnation };
             let request = Request { actor: Actor::Leader, id: None, command };
-            if let Err(error) = commands.submit(request, Instant::now() + DEADLINE).await {
-                warn!(%agent, %error, "the loss was not decided; the next look says it again");
+            let commands = &commands;
+            async move {
+                if let Err(error) = commands.submit_in_term(term, request, Instant::now() + DEADLINE).await {
+                    warn!(%agent, %error, "the loss was not decided; the next look says it again");
+                }
             }
-        }
+        }))
+        .await;
+        last_look = Instant::now();
     }
 }
 

@@ -117,10 +117,11 @@ impl Worker {
                 self.registering = true;
                 let actor = Actor::Agent(self.session.spec.agent_id.clone());
                 let command = Command::RegisterAgent(Box::new(self.session.spec.clone()));
-                let (commands, deadline) = (self.commands.clone(), Instant::now() + REPORT_DEADLINE);
+                let (commands, term, deadline) =
+                    (self.commands.clone(), self.term, Instant::now() + REPORT_DEADLINE);
                 self.tasks.spawn(async move {
                     let request = Request { actor, id: None, command };
-                    Finished::Registered(commands.submit(request, deadline).await.map(|_| ()))
+                    Finished::Registered(commands.submit_in_term(term, request, deadline).await.map(|_| ()))
                 });
             }
             return;
@@ -321,9 +322,10 @@ impl Worker {
         let incarnation = self.session.spec.incarnation;
         let report = Report { agent: agent.clone(), incarnation, sandbox_id: id.clone(), generation, state };
         let request = Request { actor: Actor::Agent(agent), id: None, command: Command::Report(report) };
-        let (commands, id, deadline) = (self.commands.clone(), id.clone(), Instant::now() + REPORT_DEADLINE);
+        let (commands, term, id) = (self.commands.clone(), self.term, id.clone());
+        let deadline = Instant::now() + REPORT_DEADLINE;
         self.tasks.spawn(async move {
-            if let Err(error) = commands.submit(request, deadline).await {
+            if let Err(error) = commands.submit_in_term(term, request, deadline).await {
                 debug!(%id, %error, "a report was not decided; the next look makes it again");
             }
             Finished::Reported(id)

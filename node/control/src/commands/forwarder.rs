@@ -76,7 +76,7 @@ async fn decide(request: ForwardRequest, queue: &QueueSender) -> ForwardResponse
     let deadline = Instant::now() + Duration::from_millis(request.deadline_millis);
     let answer = match codec::decode::<Request>(&request.command) {
         Err(error) => Forwarded::Undecided(format!("the leader can't read the command: {error}")),
-        Ok(command) => match queue.push(command, deadline) {
+        Ok(command) => match queue.push(command, deadline, None) {
             Ok(answer) => Forwarded::from(Ok(answer.await.unwrap_or_else(|_| Err(dropped())))),
             Err(full) => Forwarded::from(Err(full)),
         },

@@ -7,7 +7,7 @@ mod link;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sandkeeper_statemachine::{Outcome, Rejection, Request};
+use sandkeeper_statemachine::{Outcome, Rejection, Request, Term};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -102,10 +102,31 @@ impl Commands {
         }
     }
 
+    /// Has a command decided that rests on what this node has observed as the leader of `term`: here and in that term,
+    /// or not at all. It is never forwarded and never tried again: the next look at the same things makes it anew.
+    ///
+    /// # Errors
+    /// A refusal; or that it was not decided.
+    pub async fn submit_in_term(
+        &self,
+        term: Term,
+        request: Request,
+        deadline: Instant,
+    ) -> Result<Outcome, SubmitError> {
+        let answer = self.inner.queue.push(request, deadline, Some(term));
+        let answer = answer.map_err(|full| SubmitError::Overloaded(full.to_string()))?;
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(Ok(decision))) => decision.map_err(SubmitError::Rejected),
+            Ok(Ok(Err(Undecided(why)))) => Err(SubmitError::Unavailable(why)),
+            Ok(Err(_)) => Err(SubmitError::Unavailable(dropped().to_string())),
+            Err(_) => Err(SubmitError::Unavailable("not decided in time".into())),
+        }
+    }
+
     async fn attempt(&self, request: &Request, deadline: Instant) -> Forwarded {
         let Inner { queue, raft, link, .. } = &*self.inner;
         if raft.leadership().borrow().is_some() {
-            let queued = queue.push(request.clone(), deadline);
+            let queued = queue.push(request.clone(), deadline, None);
             return match queued {
                 Ok(answer) => Forwarded::from(Ok(answer.await.unwrap_or_else(|_| Err(dropped())))),
                 Err(full) => Forwarded::from(Err(full)),

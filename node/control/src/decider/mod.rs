@@ -200,7 +200,11 @@ impl Decider {
                 && let Some(queued) = commands.next()
             {
                 if queued.deadline <= begun || queued.reply.is_closed() {
-                    queued.give_up();
+                    queued.give_up("its deadline passed before it was decided");
+                    continue;
+                }
+                if queued.term.is_some_and(|term| term != self.term) {
+                    queued.give_up("it rests on what the leader of another term has observed");
                     continue;
                 }
                 let decision = draft.decide(&queued.request, &mut surroundings);

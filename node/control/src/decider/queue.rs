@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sandkeeper_statemachine::{Command, Request};
+use sandkeeper_statemachine::{Command, Request, Term};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -29,16 +29,18 @@ pub struct Queued {
     pub request: Request,
     /// It is dropped undecided after this.
     pub deadline: Instant,
+    /// If it rests on what the leader of this term has observed, it is nobody else's to decide.
+    pub term: Option<Term>,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Answer>,
     bytes: usize,
 }
 
 impl Queued {
-    /// Answers that it was not decided in time.
-    pub(super) fn give_up(self) {
+    /// Answers that it was not decided, and why.
+    pub(super) fn give_up(self, why: &str) {
         // If the caller is gone there is nobody to tell.
-        let _ = self.reply.send(Err(Undecided("its deadline passed before it was decided".into())));
+        let _ = self.reply.send(Err(Undecided(why.into())));
     }
 }
 
@@ -64,18 +66,23 @@ pub fn queue() -> (QueueSender, CommandQueue) {
 }
 
 impl QueueSender {
-    /// Puts a command in line; the receiver gets its answer.
+    /// Puts a command in line; the receiver gets its answer. With a `term`, only the decider of that term decides it.
     ///
     /// # Errors
     /// [`Full`], at once.
-    pub fn push(&self, request: Request, deadline: Instant) -> Result<oneshot::Receiver<Answer>, Full> {
+    pub fn push(
+        &self,
+        request: Request,
+        deadline: Instant,
+        term: Option<Term>,
+    ) -> Result<oneshot::Receiver<Answer>, Full> {
         let bytes = size_of(&request);
         if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_QUEUED_BYTES {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             return Err(Full);
         }
         let (reply, answer) = oneshot::channel();
-        self.sender.try_send(Queued { request, deadline, reply, bytes }).map_err(|_| {
+        self.sender.try_send(Queued { request, deadline, term, reply, bytes }).map_err(|_| {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
             Full
         })?;
@@ -114,8 +121,7 @@ impl CommandQueue {
     pub async fn refuse_all(&mut self, why: &str) {
         while let Some(commands) = self.take(MAX_QUEUED_COMMANDS, MAX_QUEUED_BYTES).await {
             for command in commands {
-                // If the caller is gone there is nobody to tell.
-                let _ = command.reply.send(Err(Undecided(why.into())));
+                command.give_up(why);
             }
         }
     }

@@ -70,7 +70,7 @@ impl Bench {
     }
 
     fn push(&self, request: Request) -> oneshot::Receiver<Answer> {
-        self.queue.push(request, Instant::now() + Duration::from_secs(3600)).unwrap()
+        self.queue.push(request, Instant::now() + Duration::from_secs(3600), None).unwrap()
     }
 
     async fn proposal(&self) -> Proposal {
@@ -260,24 +260,43 @@ async fn a_confirmed_leader_refuses_and_repeats_its_first_answer() {
 #[tokio::test(start_paused = true)]
 async fn a_command_past_its_deadline_is_dropped_undecided() {
     let bench = Bench::new(4);
-    let answer = bench.queue.push(create("web", "r1"), Instant::now()).unwrap();
+    let answer = bench.queue.push(create("web", "r1"), Instant::now(), None).unwrap();
     assert!(answer.await.unwrap().is_err());
     assert!(bench.consensus.proposals.lock().unwrap().is_empty());
+}
+
+/// A leader that was paused, replaced and woken, or that leads again in a later term, has observed an agent's silence
+/// that is its own: only its own term may conclude from it.
+#[tokio::test]
+async fn what_another_term_has_observed_is_not_decided() {
+    let bench = Bench::new(4);
+    let deadline = Instant::now() + Duration::from_secs(3600);
+    let incarnation = Incarnation { ledger: Uuid::from_u128(1), start: 1 };
+    let command = Command::LoseAgent { agent: "a".parse().unwrap(), incarnation };
+    let request = Request { actor: Actor::Leader, id: None, command };
+    let stale = bench.queue.push(request.clone(), deadline, Some(TERM - 1)).unwrap();
+    assert!(stale.await.unwrap().is_err());
+    assert!(bench.consensus.proposals.lock().unwrap().is_empty());
+    let own = bench.queue.push(request, deadline, Some(TERM)).unwrap();
+    let (entry, fate) = bench.proposal().await;
+    fate.send(Ok(done(&entry))).unwrap();
+    assert!(own.await.unwrap().unwrap().is_ok());
 }
 
 #[tokio::test]
 async fn the_queue_is_bounded_by_commands_and_by_bytes() {
     let deadline = Instant::now() + Duration::from_secs(60);
     let (sender, _receiver) = queue();
-    let answers: Vec<_> = (0..MAX_QUEUED_COMMANDS).map(|_| sender.push(create("a", "r"), deadline)).collect();
+    let answers: Vec<_> =
+        (0..MAX_QUEUED_COMMANDS).map(|_| sender.push(create("a", "r"), deadline, None)).collect();
     assert!(answers.iter().all(Result::is_ok));
-    assert_eq!(sender.push(create("a", "r"), deadline).unwrap_err(), Full);
+    assert_eq!(sender.push(create("a", "r"), deadline, None).unwrap_err(), Full);
 
     let (sender, _receiver) = queue();
     let mut large = create("a", "r");
     if let Command::CreateSandbox(create) = &mut large.command {
         create.spec.command = vec!["x".repeat(1024 * 1024)];
     }
-    let pushed = (0..32).map(|_| sender.push(large.clone(), deadline)).flatten().count();
+    let pushed = (0..32).flat_map(|_| sender.push(large.clone(), deadline, None)).count();
     assert_eq!(pushed, 15, "sixteen and their envelopes are more than {MAX_QUEUED_BYTES} bytes");
 }

@@ -10,6 +10,7 @@ use openraft::raft::ClientWriteResponse;
 use sandkeeper_proto::internal::change_membership_request::Change;
 use sandkeeper_proto::internal::{ChangeMembershipRequest, DescribeRequest, DescribeResponse};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
 use super::leadership::metrics;
@@ -28,6 +29,9 @@ const FLUX_TIMEOUT: Duration = Duration::from_secs(30);
 /// Marks a request that was passed on, so that two nodes that don't know the leader don't pass it to and fro.
 pub(super) const PASSED_ON: &str = "sandkeeper-passed-on";
 
+/// Marks a status that speaks of the node that is to join, not of the one that answers.
+const UNREACHABLE: &str = "sandkeeper-unreachable";
+
 /// Why a membership was not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MembershipError {
@@ -37,6 +41,9 @@ pub enum MembershipError {
     /// There is no such member.
     #[error("{0}")]
     NotFound(String),
+    /// The node that is to join can't be reached. Its own request to join is tried again; a person is told.
+    #[error("{0}")]
+    Unreachable(String),
     /// No leader did it in time; asking again continues where this ended.
     #[error("{0}")]
     Unavailable(String),
@@ -49,6 +56,11 @@ impl From<MembershipError> for Status {
             MembershipError::Refused(_) => Self::failed_precondition(text),
             MembershipError::NotFound(_) => Self::not_found(text),
             MembershipError::Unavailable(_) => Self::unavailable(text),
+            MembershipError::Unreachable(_) => {
+                let mut status = Self::unavailable(text);
+                status.metadata_mut().insert(UNREACHABLE, MetadataValue::from_static("1"));
+                status
+            }
         }
     }
 }
@@ -188,6 +200,9 @@ impl RaftNode {
                 Code::FailedPrecondition => MembershipError::Refused(status.message().to_owned()).into(),
                 Code::NotFound => MembershipError::NotFound(status.message().to_owned()).into(),
                 Code::Aborted => in_flux(status.message()),
+                Code::Unavailable if status.metadata().contains_key(UNREACHABLE) => {
+                    MembershipError::Unreachable(status.message().to_owned()).into()
+                }
                 _ => unavailable(format!("the leader, {member}: {}", reason(&status))).into(),
             }),
             Err(_) => Err(late().into()),
@@ -195,7 +210,13 @@ impl RaftNode {
     }
 
     async fn add_as_leader(&self, address: &str, deadline: Instant) -> Attempted {
-        let described = self.describe_peer(address).await.map_err(MembershipError::Unavailable)?;
+        let described = self.describe_peer(address).await.map_err(|why| {
+            let leader = &self.inner.local.member.name;
+            MembershipError::Unreachable(format!(
+                "the new node at {address} can't be reached from the leader, {leader}: {why}; it must run, and this must \
+                 be its peer address"
+            ))
+        })?;
         let _one_at_a_time = self.inner.membership.lock().await;
         let (id, member) = self.admissible(address, described)?;
         let known = self.members().get(&id).cloned();

@@ -8,7 +8,7 @@
 //! | `reads`, `leadership` | read indexes, and since when this node may decide |
 //! | `network`, `peers`, `codec` | how Raft speaks to its peers |
 //! | `peer_service`, `transfer` | how it is spoken to |
-//! | `bootstrap`, `membership` | forming a cluster, joining one, leaving it |
+//! | `bootstrap`, `membership`, `removal` | forming a cluster, joining one, leaving it, noticing that one was taken out |
 //!
 //! Architecture invariants: nobody outside of this folder calls openraft. No read trusts a clock (lease reads are
 //! absent). Whatever waits, waits until a deadline of ours: openraft does not wake everyone whom it forgets (#1761).
@@ -23,8 +23,9 @@ pub mod node;
 pub mod peer_service;
 pub mod peers;
 mod reads;
+mod removal;
 pub mod replica;
-mod snapshots;
+pub(crate) mod snapshots;
 mod state_machine;
 mod transfer;
 pub mod types;
@@ -37,3 +38,4 @@ pub use local_node::{LocalNode, OtherCluster};
 pub use membership::MembershipError;
 pub use node::RaftNode;
 pub use reads::ReadError;
+pub use removal::REMOVED;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use openraft::{Raft, SnapshotPolicy};
@@ -17,6 +18,7 @@ use super::local_node::LocalNode;
 use super::network::PeerNetwork;
 use super::peers::Peers;
 use super::reads::{ReadError, ReadIndexes};
+use super::removal::{self, REMOVED};
 use super::replica::{Replica, View};
 use super::snapshots::SnapshotState;
 use super::state_machine::{Observers, StateMachine};
@@ -92,6 +94,8 @@ pub(super) struct Inner {
     log: LogStore,
     leadership: watch::Receiver<Option<LeaderTerm>>,
     fatal: watch::Sender<Option<String>>,
+    /// See [`super::removal`].
+    pub(super) removed: AtomicBool,
 }
 
 impl RaftNode {
@@ -140,6 +144,7 @@ impl RaftNode {
             log,
             leadership,
             fatal: watch::channel(None).0,
+            removed: AtomicBool::new(false),
         };
         let node = Self { inner: Arc::new(inner) };
         node.start_tasks(leads, config.snapshot_log_bytes, identity, config.data_dir.clone());
@@ -172,6 +177,8 @@ impl RaftNode {
             snapshot_log_bytes,
             cancel.clone(),
         ));
+        let (watched, cancelled) = (removal::watch(self.clone()), cancel.clone());
+        tasks.spawn(async move { cancelled.run_until_cancelled(watched).await });
         if identity.cluster_id.is_none() {
             let keep = keep_cluster_id(replica.clone(), identity, data_dir);
             let (cancel, fatal) = (cancel.clone(), fatal.clone());
@@ -220,6 +227,9 @@ impl RaftNode {
     /// # Errors
     /// If no leader confirms, or this replica does not catch up, by `deadline`.
     pub async fn read_index(&self, deadline: Instant) -> Result<Arc<View>, ReadError> {
+        if self.is_removed() {
+            return Err(ReadError::NoLeader(REMOVED.to_owned()));
+        }
         self.inner.reads.linearizable(deadline).await
     }
 

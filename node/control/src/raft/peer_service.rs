@@ -165,6 +165,7 @@ impl PeerService for PeerApi {
             .map_err(|_| Status::deadline_exceeded("Raft did not answer"))?
             .map_err(|stopped| Status::unavailable(stopped.to_string()))?;
         let local = self.node.local();
+        let membership = &self.node.replica().view().membership;
         Ok(Response::new(DescribeResponse {
             node_id: local.node_id,
             name: local.member.name.clone(),
@@ -174,6 +175,8 @@ impl PeerService for PeerApi {
             initialized,
             leader_id: self.node.leader().map_or(0, |(id, _)| id),
             bootstrap_expect: local.bootstrap_expect,
+            membership_index: membership.log_id().map_or(0, |id| id.index()),
+            member_ids: membership.nodes().map(|(id, _)| *id).collect(),
         }))
     }
 

@@ -209,7 +209,7 @@ fn number(metadata: &MetadataMap, key: &str) -> Result<Option<u64>, Status> {
 }
 
 /// Why a call to a peer failed, in few words: for progress lines and messages.
-pub(super) fn reason(status: &Status) -> String {
+pub(crate) fn reason(status: &Status) -> String {
     let mut source = std::error::Error::source(status);
     let mut deepest = None;
     while let Some(error) = source {

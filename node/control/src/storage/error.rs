@@ -5,6 +5,10 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+/// The way out when the disk no longer holds what was written.
+const REPLACE: &str = "this node can't go on with it, and the others have everything: remove it from the cluster, clear \
+                       its data directory and let it join again (docs/operations.md, \"Members\": replace a node)";
+
 /// A fault of this node's storage.
 ///
 /// Callers' mistakes are not in here: a reader that asks for what is purged gets
@@ -33,7 +37,7 @@ pub enum StorageError {
         source: sled::Error,
     },
     /// The log does not hold what it must hold.
-    #[error("the log is corrupt: database {}, key {key}: {what}", dir.display())]
+    #[error("the log is corrupt: database {}, key {key}: {what}; {REPLACE}", dir.display())]
     CorruptLog {
         /// The database's folder.
         dir: PathBuf,
@@ -43,7 +47,7 @@ pub enum StorageError {
         what: String,
     },
     /// A file does not hold what it must hold.
-    #[error("{} is corrupt at byte {offset}: {what}", path.display())]
+    #[error("{} is corrupt at byte {offset}: {what}; {REPLACE}", path.display())]
     CorruptFile {
         /// The file.
         path: PathBuf,

@@ -43,7 +43,8 @@ pub async fn run(args: &CapacityArgs, context: &Context) -> Result<(), CliError>
     context.output.answer(&answer, summary)
 }
 
-fn summary(answer: &v1::GetCapacityResponse) -> String {
+/// The capacity for people: totals, agents, digests.
+pub fn summary(answer: &v1::GetCapacityResponse) -> String {
     let row = |name: &str, capacity: Option<v1::Capacity>| {
         let capacity = capacity.unwrap_or_default();
         let (cpu, memory) = (human::cpu(capacity.cpu_millis), human::bytes(capacity.memory_bytes));

@@ -58,7 +58,9 @@ enum ClusterCommand {
         #[arg(value_name = "MEMBER", default_value = "", hide_default_value = true)]
         to: String,
     },
-    /// Compare the digests of all control nodes at one revision; exit code 1 if they differ
+    /// Compare the digests of all control nodes at one revision
+    ///
+    /// Exit code 1 if two of them differ, or if no majority answered: then nothing is proved.
     #[command(after_help = "Examples:\n  sandkeeper cluster verify")]
     Verify,
     /// Have a control node write a snapshot of its state

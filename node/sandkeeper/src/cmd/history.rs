@@ -61,11 +61,11 @@ fn story(events: &[v1::Event], with_subject: bool) -> String {
     if with_subject {
         header.insert(4, "SANDBOX");
     }
-    let mut before = events[0].time;
+    let mut before = None;
     let rows = events.iter().map(|event| {
         let mut row = vec![
             human::moment(event.time),
-            human::delta(event.time - before),
+            before.map_or_else(|| human::NONE.to_owned(), |before| human::delta(event.time - before)),
             event.revision.to_string(),
             human::event_type(event),
             human::or_none(&event.agent_id),
@@ -76,7 +76,7 @@ fn story(events: &[v1::Event], with_subject: bool) -> String {
         if with_subject {
             row.insert(4, human::or_none(&event.name));
         }
-        before = event.time;
+        before = Some(event.time);
         row
     });
     output::table(&header, rows)
@@ -87,6 +87,8 @@ pub fn reason(event: &v1::Event) -> String {
     match (event.exit_code, event.reason.as_str()) {
         (None, reason) => reason.to_owned(),
         (Some(code), "") => format!("exit code {code}"),
+        // The agent says "exited with code 3".
+        (Some(code), reason) if reason.ends_with(&format!(" code {code}")) => reason.to_owned(),
         (Some(code), reason) => format!("{reason} (exit code {code})"),
     }
 }
@@ -117,10 +119,14 @@ mod tests {
         ];
         insta::assert_snapshot!(story(&events, false), @r"
         TIME                       DELTA     REVISION   EVENT             AGENT     GEN   ACTOR   REASON
-        2023-11-14 22:13:20.000Z   +0.0ms    4          sandbox created   agent-1   1     alice
+        2023-11-14 22:13:20.000Z   -         4          sandbox created   agent-1   1     alice
         2023-11-14 22:13:20.012Z   +12.0ms   6          sandbox running   agent-1   1     alice   reported by its agent
         2023-11-14 22:14:25.000Z   +1m4s     9          sandbox failed    agent-1   1     alice   it exited (exit code 3)
         ");
         assert!(story(&events, true).lines().nth(1).unwrap().contains("web"));
+        let said = v1::Event { reason: "exited with code 3".into(), ..events[2].clone() };
+        assert_eq!(reason(&said), "exited with code 3");
+        let other = v1::Event { reason: "exited with code 13".into(), exit_code: Some(3), ..Default::default() };
+        assert_eq!(reason(&other), "exited with code 13 (exit code 3)");
     }
 }

@@ -10,7 +10,7 @@ use crate::parse;
 
 /// List sandboxes
 ///
-/// All of one revision, however many pages that takes.
+/// All of one revision, however many pages that takes; by namespace and name.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  sandkeeper list\n  sandkeeper list -A --phase running,lost\n  \
     sandkeeper list -l team=a --agent agent-1 -o json | jq -r .sandboxes[].name")]
@@ -75,7 +75,9 @@ pub async fn run(args: ListArgs, context: &Context) -> Result<(), CliError> {
         page_token: String::new(),
         read: Some(context.read()),
     };
-    let answer = context.client.list_all(request).await?;
+    let mut answer = context.client.list_all(request).await?;
+    // They come by id, which says nothing to people.
+    answer.sandboxes.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     context.output.answer(&answer, |answer| match answer.sandboxes.as_slice() {
         [] => "No sandboxes.".to_owned(),
         sandboxes => target::rows(sandboxes, args.all_namespaces),

@@ -9,6 +9,7 @@ pub mod create;
 pub mod dev;
 pub mod get;
 pub mod history;
+pub mod inspect;
 pub mod list;
 pub mod logs;
 mod nodes;
@@ -45,6 +46,7 @@ fn dispatch(Cli { globals, command }: Cli) -> Result<(), CliError> {
         Command::Server(args) => threaded()?.block_on(server::run(args)),
         Command::Agent(args) => threaded()?.block_on(agent::run(args, &globals)),
         Command::Dev(args) => threaded()?.block_on(dev::run(args)),
+        Command::Inspect(args) => threaded()?.block_on(inspect::run(&args, &globals)),
         command => ask(globals, command),
     }
 }
@@ -68,9 +70,11 @@ fn ask(globals: Globals, command: Command) -> Result<(), CliError> {
             Command::Agents(args) => agents::run(args, &context).await,
             Command::Capacity(args) => capacity::run(&args, &context).await,
             Command::Cluster(args) => cluster::run(args, &context).await,
-            Command::Completion(_) | Command::Server(_) | Command::Agent(_) | Command::Dev(_) => {
-                unreachable!("dispatched before")
-            }
+            Command::Completion(_)
+            | Command::Server(_)
+            | Command::Agent(_)
+            | Command::Dev(_)
+            | Command::Inspect(_) => unreachable!("dispatched before"),
         }
     })
 }

@@ -23,8 +23,9 @@ use crate::parse;
     sandkeeper server --name node-1 --data-dir /var/lib/sandkeeper --bootstrap-expect 3 \\\n      \
     --join node-1:7601,node-2:7601,node-3:7601\n  \
     sandkeeper server --config /etc/sandkeeper/server.toml --log-format json\n\n\
-    A node of a new cluster waits until --bootstrap-expect nodes see each other; a node that has data finds its \
-    cluster by itself; one without --bootstrap-expect waits for `sandkeeper cluster add`.")]
+    A new node needs a way into a cluster. With --bootstrap-expect it waits until that many nodes see each other, and \
+    they form one; with only --join it joins the cluster of the nodes that it names, by itself; with neither it stops \
+    and says so. A node that has data finds its cluster again without either.")]
 pub struct ServerArgs {
     /// Settings file
     #[arg(long, env = "SANDKEEPER_CONFIG", value_name = "FILE", hide_env_values = true)]
@@ -50,7 +51,7 @@ pub struct ServerArgs {
     /// Where other control nodes reach this node [default: --listen-peer, with the host's name for 0.0.0.0]
     #[arg(long, env = "SANDKEEPER_ADVERTISE_PEER", value_name = "HOST:PORT", hide_env_values = true)]
     advertise_peer: Option<String>,
-    /// Peer addresses of control nodes, HOST:PORT,…
+    /// Peer addresses of control nodes, HOST:PORT,…: to form a cluster with them, or to join theirs
     #[arg(
         long,
         env = "SANDKEEPER_JOIN",
@@ -77,10 +78,10 @@ pub struct ServerArgs {
     /// How long request ids are remembered after their sandbox is gone [default: 10m]
     #[arg(long, env = "SANDKEEPER_REQUEST_RETENTION", value_name = "DURATION", value_parser = parse::duration, hide_env_values = true)]
     request_retention: Option<Duration>,
-    /// The leader speaks this often [default: 50]
+    /// The leader speaks this often [default: 40]
     #[arg(long, env = "SANDKEEPER_HEARTBEAT_MS", value_name = "MS", hide_env_values = true)]
     heartbeat_ms: Option<u64>,
-    /// A follower that hears nothing for this long stands for election [default: 150-300]
+    /// A follower that hears nothing for this long stands for election [default: 100-200]
     #[arg(long, env = "SANDKEEPER_ELECTION_MS", value_name = "LOW-HIGH", value_parser = parse::range_millis, hide_env_values = true)]
     election_ms: Option<(Duration, Duration)>,
     #[command(flatten)]

@@ -15,6 +15,8 @@ use crate::error::CliError;
 
 /// Exit code of a program that was interrupted twice: 128 + SIGINT.
 const INTERRUPTED: i32 = 130;
+/// openraft's own messages speak to those who work on openraft; what operators need, this program says itself.
+pub const DEFAULT_LOG_FILTER: &str = "info,openraft=error";
 /// How often a child of `dev` looks whether its parent is still there.
 const PARENT_CHECK: Duration = Duration::from_millis(500);
 
@@ -69,8 +71,7 @@ pub fn start(args: &ServiceArgs) -> Result<CancellationToken, CliError> {
 
 fn init_logging(args: &ServiceArgs) -> Result<(), CliError> {
     let directives = args.log_level.clone().or_else(|| std::env::var("RUST_LOG").ok());
-    // openraft's own INFO speaks to those who work on openraft; what operators need, this program says itself.
-    let directives = directives.unwrap_or_else(|| "info,openraft=warn".to_owned());
+    let directives = directives.unwrap_or_else(|| DEFAULT_LOG_FILTER.to_owned());
     let filter =
         EnvFilter::try_new(&directives).with_context(|| format!("`{directives}` is not a log filter"))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);

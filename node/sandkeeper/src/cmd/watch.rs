@@ -47,7 +47,7 @@ pub async fn run(args: WatchArgs, context: &Context) -> Result<(), CliError> {
     };
     let mut watch = context.client.watch(args.from, filter);
     if context.output.is_table() {
-        output::text(&line(["REVISION", "TIME", "EVENT", "SANDBOX", "AGENT", "GEN", "REASON"]))?;
+        output::text(&line(["REVISION", "TIME", "EVENT", "SANDBOX", "AGENT", "GEN", "ACTOR", "REASON"]))?;
     }
     loop {
         for event in watch.next().await?.events {
@@ -66,14 +66,15 @@ fn event_line(event: &v1::Event) -> String {
         &human::or_none(&subject),
         &human::or_none(&event.agent_id),
         &human::number_or_none(event.generation),
+        &human::or_none(&event.actor),
         &reason(event),
     ])
 }
 
 /// Columns of fixed widths: what comes later is not known yet.
-fn line([revision, time, event, subject, agent, generation, reason]: [&str; 7]) -> String {
+fn line([revision, time, event, subject, agent, generation, actor, reason]: [&str; 8]) -> String {
     let line = format!(
-        "{revision:<9} {time:<24}  {event:<20}  {subject:<24}  {agent:<14}  {generation:<4} {reason}"
+        "{revision:<9} {time:<24}  {event:<20}  {subject:<24}  {agent:<14}  {generation:<4} {actor:<17}  {reason}"
     );
     line.trim_end().to_owned()
 }
@@ -121,13 +122,14 @@ mod tests {
             name: "web".into(),
             agent_id: "agent-1".into(),
             generation: 1,
+            actor: "agent agent-1".into(),
             exit_code: Some(1),
             ..Default::default()
         };
         let line = event_line(&event);
         assert_eq!(
             line.split_whitespace().collect::<Vec<_>>().join(" "),
-            "7 2023-11-14 22:13:20.000Z sandbox failed default/web agent-1 1 exit code 1"
+            "7 2023-11-14 22:13:20.000Z sandbox failed default/web agent-1 1 agent agent-1 exit code 1"
         );
     }
 }

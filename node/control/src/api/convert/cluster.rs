@@ -37,6 +37,7 @@ pub(crate) fn state_name(status: &NodeStatus, stopping: bool) -> &'static str {
     match status.role {
         _ if stopping => "stopping",
         Role::Stopped => "stopping",
+        _ if status.removed => "removed",
         // Nobody has told it yet who belongs to the cluster.
         Role::Learner if status.members.is_empty() => "starting",
         Role::Learner => "learner",

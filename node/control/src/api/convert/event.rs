@@ -143,13 +143,22 @@ pub(crate) fn event(revision: Revision, time: Timestamp, event: &Event) -> v1::E
         wire.sandbox_id = id.to_string();
         wire.namespace = name.namespace.to_string();
         wire.name = name.name.to_string();
-        if let EventKind::SandboxCreated(created) = &event.kind {
-            let asked = v1::Sandbox {
-                revision,
-                reason: header.reason.clone(),
-                ..sandbox::created(id, created, time)
-            };
-            wire.sandbox = Some(asked);
+        match &event.kind {
+            EventKind::SandboxCreated(created) => {
+                let asked = v1::Sandbox {
+                    revision,
+                    reason: header.reason.clone(),
+                    ..sandbox::created(id, created, time)
+                };
+                wire.sandbox = Some(asked);
+            }
+            EventKind::SandboxRunning { endpoints, .. } => wire.endpoints.clone_from(endpoints),
+            EventKind::SandboxUpdated(update) => {
+                let (changed, values) = sandbox::updated(update);
+                wire.changed = changed;
+                wire.sandbox = Some(values);
+            }
+            _ => {}
         }
     }
     wire

@@ -239,6 +239,30 @@ pub(super) fn created(id: &SandboxId, created: &SandboxCreated, time: Timestamp)
     }
 }
 
+/// The fields that an update changed, and their new values.
+pub(super) fn updated(update: &SandboxUpdate) -> (Vec<String>, v1::Sandbox) {
+    let SandboxUpdate { expire_time, labels, failure_policy, recovery_timeout_seconds } = update;
+    let mut values = v1::Sandbox::default();
+    let mut changed = Vec::new();
+    if let Some(expire_time) = expire_time {
+        values.expire_time = expire_time.map_or(0, |time| time.0);
+        changed.push("expire_time".to_owned());
+    }
+    if let Some(labels) = labels {
+        values.labels.clone_from(labels);
+        changed.push("labels".to_owned());
+    }
+    if let Some(policy) = failure_policy {
+        values.failure_policy = wire_failure_policy(*policy).into();
+        changed.push("failure_policy".to_owned());
+    }
+    if let Some(seconds) = recovery_timeout_seconds {
+        values.recovery_timeout_seconds = *seconds;
+        changed.push("recovery_timeout_seconds".to_owned());
+    }
+    (changed, values)
+}
+
 fn of_spec(id: &SandboxId, spec: &SandboxSpec, created: Timestamp) -> v1::Sandbox {
     v1::Sandbox {
         sandbox_id: id.to_string(),

@@ -69,8 +69,10 @@ pub struct NodeStatus {
     pub oldest_revision: Revision,
     /// How long ago a majority last answered; only the leader knows.
     pub quorum_heard: Option<Duration>,
-    /// All members, by number.
+    /// All members, by number. A node that was removed is not among them.
     pub members: Vec<MemberStatus>,
+    /// The others have taken this node out of the cluster.
+    pub removed: bool,
 }
 
 impl RaftNode {
@@ -78,6 +80,7 @@ impl RaftNode {
     pub fn status(&self) -> NodeStatus {
         let metrics = metrics(&self.inner.raft);
         let view = self.replica().view();
+        let removed = self.is_removed();
         let membership = &metrics.membership_config;
         let voters: Vec<NodeId> = membership.voter_ids().collect();
         let heard = |id: &NodeId| Some(metrics.heartbeat.as_ref()?.get(id)?.as_ref()?.elapsed());
@@ -109,7 +112,8 @@ impl RaftNode {
             digests: digests_of(&view.state),
             oldest_revision: self.history().oldest_revision(),
             quorum_heard: metrics.last_quorum_acked.map(|at| at.elapsed()),
-            members: members.collect(),
+            members: members.filter(|member| !removed || member.node_id != metrics.id).collect(),
+            removed,
         }
     }
 }

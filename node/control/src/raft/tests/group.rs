@@ -143,6 +143,15 @@ async fn a_fourth_node_joins_through_any_member_and_leaves_again() {
     let leaving = nodes.remove(at);
     let (id, name) = (leaving.node.local().node_id, leaving.node.local().member.name.clone());
     leaving.node.remove_member(&name, soon()).await.unwrap();
+    // It runs on, and nobody tells it: it finds out.
+    eventually("it notices", || async { leaving.node.is_removed().then_some(()) }).await;
+    let status = leaving.node.status();
+    assert!(status.removed && status.members.iter().all(|member| member.node_id != id), "{status:?}");
+    assert!(
+        matches!(leaving.node.read_index(soon()).await, Err(ReadError::NoLeader(_))),
+        "it says so at once"
+    );
+    assert!(nodes.iter().all(|running| !running.node.is_removed()));
     leaving.stop().await;
     let at = leader(&nodes).await;
     eventually("it is gone", || async { (!nodes[at].node.members().contains_key(&id)).then_some(()) }).await;

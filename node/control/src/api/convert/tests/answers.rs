@@ -1,7 +1,7 @@
 //! What is told of sandboxes, events and agents.
 
 use sandkeeper_proto::v1;
-use sandkeeper_statemachine::{EventKind, Label, ReportedState, SandboxId, State, Timestamp};
+use sandkeeper_statemachine::{EventKind, Label, ReportedState, SandboxId, SandboxUpdate, State, Timestamp};
 
 use super::{cpu, good, one};
 use crate::api::convert::event::Filter;
@@ -77,6 +77,29 @@ fn events_tell_who_what_and_the_chain() {
     assert_eq!(allocated.agent_id, "a1");
     assert_eq!((failed.previous_revision, failed.reason.as_str()), (allocated.revision, "no such program"));
     assert_eq!(failed.actor, "agent a1");
+}
+
+#[test]
+fn events_tell_where_it_runs_and_what_was_changed() {
+    let mut world = World::with_agent();
+    let (id, _) = world.create(good());
+    world.report(&id, ReportedState::Running { endpoints: vec!["10.0.0.1:31000".into()] });
+    let applied = world.applied.last().unwrap();
+    let mut core = applied.entry.events.last().unwrap().clone();
+    let told = event::event(applied.first_revision, applied.entry.time_of(0), &core);
+    assert_eq!(
+        (told.r#type(), told.endpoints),
+        (v1::EventType::SandboxRunning, vec!["10.0.0.1:31000".into()])
+    );
+    core.kind = EventKind::SandboxUpdated(SandboxUpdate {
+        expire_time: Some(None),
+        recovery_timeout_seconds: Some(7),
+        ..SandboxUpdate::default()
+    });
+    let told = event::event(9, Timestamp(9), &core);
+    assert_eq!(told.changed, ["expire_time", "recovery_timeout_seconds"]);
+    let expected = v1::Sandbox { recovery_timeout_seconds: 7, ..Default::default() };
+    assert_eq!(told.sandbox, Some(expected), "and nothing of what was not changed");
 }
 
 #[test]
