@@ -30,7 +30,8 @@ fn text(path: &Path) -> String {
 
 /// A control node on ports that the kernel chooses, alone.
 async fn server(name: &str, data_dir: &Path, more: &[&str]) -> Ended {
-    let mut line = flags("server --listen-api 127.0.0.1:0 --listen-peer 127.0.0.1:0 --listen-http 127.0.0.1:0");
+    let mut line =
+        flags("server --listen-api 127.0.0.1:0 --listen-peer 127.0.0.1:0 --listen-http 127.0.0.1:0");
     line.extend(flags("--bootstrap-expect 1"));
     line.extend(["--name".into(), name.into(), "--data-dir".into(), text(data_dir)]);
     line.extend(more.iter().map(|flag| (*flag).to_owned()));
@@ -197,7 +198,9 @@ async fn nodes_that_can_not_form_one_cluster_say_why() {
     let folder = tempfile::tempdir().unwrap();
     let data_dir = |name: &str| text(&folder.path().join(name));
     let ports = flags("server --listen-api 127.0.0.1:0 --listen-peer 127.0.0.1:0 --listen-http 127.0.0.1:0");
-    for (more, why) in [(&[][..], "neither --bootstrap-expect nor --join"), (&["--bootstrap-expect", "3"], "--join")] {
+    for (more, why) in
+        [(&[][..], "neither --bootstrap-expect nor --join"), (&["--bootstrap-expect", "3"], "--join")]
+    {
         let mut line = ports.clone();
         line.extend(["--name".into(), "n0".into(), "--data-dir".into(), data_dir("lonely")]);
         line.extend(more.iter().map(|flag| (*flag).to_owned()));
@@ -206,7 +209,8 @@ async fn nodes_that_can_not_form_one_cluster_say_why() {
 
     let peers: Vec<_> = free_ports(2).into_iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let twin = |index: usize| {
-        let mut line = flags("server --listen-api 127.0.0.1:0 --listen-http 127.0.0.1:0 --bootstrap-expect 2");
+        let mut line =
+            flags("server --listen-api 127.0.0.1:0 --listen-http 127.0.0.1:0 --bootstrap-expect 2");
         line.extend(flags("--name twin"));
         line.extend(["--listen-peer".into(), peers[index].clone(), "--join".into(), peers.join(",")]);
         line.extend(["--data-dir".into(), data_dir(&format!("twin-{index}"))]);
@@ -217,5 +221,10 @@ async fn nodes_that_can_not_form_one_cluster_say_why() {
         ended = twin(0) => ended,
         ended = twin(1) => ended,
     };
-    ended.failed_saying(&["can't enter its cluster", "two nodes have the name \"twin\"", &peers[0], &peers[1]]);
+    ended.failed_saying(&[
+        "can't enter its cluster",
+        "two nodes have the name \"twin\"",
+        &peers[0],
+        &peers[1],
+    ]);
 }

@@ -123,7 +123,8 @@ async fn watches_through_each_node_are_equal_and_without_gap_while_leaders_are_k
                 let mut events: Vec<v1::Event> = Vec::new();
                 let mut nodes = Vec::new();
                 while (events.len() as u64) < *until.borrow() {
-                    let message = timeout(LONG, watch.next()).await.expect("events or bookmarks come").unwrap();
+                    let message =
+                        timeout(LONG, watch.next()).await.expect("events or bookmarks come").unwrap();
                     if nodes.last() != Some(&message.node) {
                         nodes.push(message.node);
                     }
@@ -173,13 +174,18 @@ async fn watches_through_each_node_are_equal_and_without_gap_while_leaders_are_k
         let types: Vec<_> =
             events.iter().filter(|event| event.sandbox_id == *id).map(v1::Event::r#type).collect();
         let count = |kind| types.iter().filter(|found| **found == kind).count();
-        let once = [Type::SandboxCreated, Type::SandboxAllocated, Type::SandboxTerminating, Type::SandboxRemoved];
+        let once =
+            [Type::SandboxCreated, Type::SandboxAllocated, Type::SandboxTerminating, Type::SandboxRemoved];
         assert!(once.into_iter().all(|kind| count(kind) == 1), "{id} was acknowledged once: {types:?}");
     }
     let made = events.iter().filter(|event| event.r#type() == Type::SandboxCreated).count();
     assert_eq!(made, ids.len(), "nothing was made that nobody was told of");
     for index in 0..3 {
-        assert_eq!(read_raw(&cluster, index, 1, last).await, events, "the whole history, from n{index} alone");
+        assert_eq!(
+            read_raw(&cluster, index, 1, last).await,
+            events,
+            "the whole history, from n{index} alone"
+        );
     }
 }
 
@@ -233,7 +239,11 @@ async fn list(client: &Client) -> (u64, Phases) {
     loop {
         let page = client.list(request.clone()).await.unwrap();
         let header = page.header.unwrap();
-        assert_eq!(*revision.get_or_insert(header.revision), header.revision, "all pages are of one revision");
+        assert_eq!(
+            *revision.get_or_insert(header.revision),
+            header.revision,
+            "all pages are of one revision"
+        );
         for sandbox in page.sandboxes {
             let phase = sandbox.phase();
             assert!(sandbox.revision <= header.revision);
@@ -305,8 +315,7 @@ async fn the_history_of_a_sandbox_is_a_chain_on_every_node() {
     };
     client.update(update).await.unwrap();
     terminate(&client, &other.sandbox_id).await;
-    let reset =
-        v1::ResetSandboxRequest { r#ref: Some(by_id(&id)), ..v1::ResetSandboxRequest::default() };
+    let reset = v1::ResetSandboxRequest { r#ref: Some(by_id(&id)), ..v1::ResetSandboxRequest::default() };
     client.reset(reset).await.unwrap();
     eventually("generation 2 runs, and generation 1 is known to be gone", || async {
         let types: Vec<_> = history(&client, &by_sandbox(&id)).await.iter().map(v1::Event::r#type).collect();
@@ -339,7 +348,8 @@ async fn the_history_of_a_sandbox_is_a_chain_on_every_node() {
     let named = v1::EventFilter { namespace: "default".into(), name: "web".into(), ..all() };
     let both = on_every_node(&cluster, &named).await;
     assert!(both.windows(2).all(|pair| pair[0].revision < pair[1].revision));
-    let of = |wanted: &str| both.iter().filter(|event| event.sandbox_id == wanted).cloned().collect::<Vec<_>>();
+    let of =
+        |wanted: &str| both.iter().filter(|event| event.sandbox_id == wanted).cloned().collect::<Vec<_>>();
     assert_eq!(of(&id), gone);
     is_a_chain(&of(&again.sandbox_id));
     assert_eq!(of(&id).len() + of(&again.sandbox_id).len(), both.len());

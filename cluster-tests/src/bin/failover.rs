@@ -135,8 +135,10 @@ async fn create_and_terminate(client: &Client, name: String) -> anyhow::Result<(
 }
 
 async fn end(client: &Client, sandbox_id: &str) -> anyhow::Result<()> {
-    let request =
-        v1::TerminateSandboxRequest { r#ref: Some(by_id(sandbox_id)), ..v1::TerminateSandboxRequest::default() };
+    let request = v1::TerminateSandboxRequest {
+        r#ref: Some(by_id(sandbox_id)),
+        ..v1::TerminateSandboxRequest::default()
+    };
     client.terminate(request).await?;
     Ok(())
 }
@@ -168,7 +170,7 @@ impl Report {
 
     fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_preset(UTF8_BORDERS_ONLY);
+        table.load_style(UTF8_BORDERS_ONLY);
         table.set_header(["kills of the leader", "min", "median", "p90", "max"]);
         let text = |millis: f64| format!("{millis:.0} ms");
         table.add_row([

@@ -7,13 +7,15 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use cluster_tests::{Cluster, ClusterOptions, by_id, open_files, peak_resident_bytes, resident_bytes, scrape, shell};
+use cluster_tests::{
+    Cluster, ClusterOptions, by_id, open_files, peak_resident_bytes, resident_bytes, scrape, shell,
+};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use futures::{StreamExt, TryStreamExt, stream};
@@ -52,7 +54,7 @@ struct Args {
     /// Calls in flight
     #[arg(long, default_value_t = 128)]
     concurrency: usize,
-    /// How long the servers remember requests, seconds
+    /// How long the servers remember requests after their sandbox is gone, seconds
     #[arg(long, default_value_t = 10)]
     request_retention: u64,
     /// Print one JSON object instead of tables
@@ -83,8 +85,8 @@ struct Memory {
 struct Leftover {
     node: String,
     table: String,
-    before: f64,
-    after: f64,
+    before: u64,
+    after: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,7 +104,8 @@ struct Report {
     left_over: Vec<Leftover>,
 }
 
-type Tables = BTreeMap<String, f64>;
+/// The tables of one node: how much is in each.
+type Tables = BTreeMap<String, u64>;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
@@ -114,7 +117,10 @@ async fn main() -> anyhow::Result<ExitCode> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", report.text());
+        println!("{}", report.memory_table());
+        for Leftover { node, table, before, after } in &report.left_over {
+            println!("NOT BACK: {table} of {node} was {before} and is {after}");
+        }
     }
     Ok(if report.left_over.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -128,21 +134,24 @@ struct Soak {
 
 impl Soak {
     async fn start(args: &Args, slots: u64) -> anyhow::Result<Self> {
-        let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} {per_sec} {elapsed} {msg}")?;
+        let style =
+            ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} {per_sec} {elapsed} {msg}")?;
         let bar = ProgressBar::new(args.sandboxes).with_style(style);
         bar.set_message("starting a cluster");
-        let text = |flags: &str| flags.split_whitespace().map(str::to_owned).collect();
+        let words = |flags: String| flags.split_whitespace().map(str::to_owned).collect();
         let options = ClusterOptions {
             agents: 1,
             slots,
-            server_flags: text(&format!("--request-retention {}s", args.request_retention)),
-            agent_flags: text(&format!("--runtime simulated --count {}", args.agents)),
+            server_flags: words(format!("--request-retention {}s", args.request_retention)),
+            agent_flags: words(format!("--runtime simulated --count {}", args.agents)),
             ..ClusterOptions::default()
         };
         let soak = Self { cluster: Cluster::start_with(options).await, bar, talks: !args.json };
         let (sessions, ready) = ("sandkeeper_agent_sessions", "sandkeeper_agents{status=\"READY\"}");
-        let agents = args.agents as f64;
-        soak.until("all agents are here", |tables| tables[sessions] == agents && tables[ready] == agents).await?;
+        soak.until("all agents are here", |tables| {
+            tables.get(sessions) == Some(&args.agents) && tables.get(ready) == Some(&args.agents)
+        })
+        .await?;
         Ok(soak)
     }
 
@@ -155,40 +164,41 @@ impl Soak {
         let began = Instant::now();
         let ids = self.create_all(&client, args).await?;
         let creates_per_second = per_second(args, began);
-        self.say(&format!("all created, {creates_per_second:.0}/s"));
-        let all = args.sandboxes as f64;
-        self.until("all run", |tables| tables["sandkeeper_sandboxes{phase=\"RUNNING\"}"] == all).await?;
+        self.say(&format!("all created, {creates_per_second:.0} a second"));
+        let running = "sandkeeper_sandboxes{phase=\"RUNNING\"}";
+        self.until("all run", |tables| tables.get(running) == Some(&args.sandboxes)).await?;
         let all_running = self.samples();
         self.say("all run");
 
         let began = Instant::now();
         self.terminate_all(&client, args, ids).await?;
         let terminates_per_second = per_second(args, began);
-        self.say(&format!("all terminated, {terminates_per_second:.0}/s"));
+        self.say(&format!("all terminated, {terminates_per_second:.0} a second"));
         let began = Instant::now();
-        self.until("all are gone", |tables| of(tables, "sandkeeper_sandboxes").all(|count| count == 0.0)).await?;
+        let sandboxes = |tables: &Tables| sum_of(tables, "sandkeeper_sandboxes{");
+        self.until("all are gone", |tables| sandboxes(tables) == 0).await?;
         let gone_after_seconds = began.elapsed().as_secs_f64();
         let all_gone = self.samples();
-        self.say("all are gone");
+        self.say(&format!("all are gone, {gone_after_seconds:.1} s later"));
 
         let began = Instant::now();
-        // What has not come back is told by its name, below.
-        let forgotten = self.until("all is forgotten", |now| tables.values().all(|before| *before == only(now))).await;
-        let forgotten_after_seconds = began.elapsed().as_secs_f64();
-        self.bar.finish_and_clear();
-        if let Err(why) = forgotten {
+        let requests = |tables: &Tables| sum_of(tables, "sandkeeper_requests_remembered");
+        if let Err(why) = self.until("all requests are forgotten", |tables| requests(tables) == 0).await {
+            // What has not come back is named below.
             self.say(&format!("{why:#}"));
         }
-        let left_over = self.left_over(&tables).await?;
-        let after = self.samples();
-        let samples = before.into_iter().zip(all_running).zip(all_gone.into_iter().zip(after));
-        let memory = samples.map(|(((process, pid, before), (_, _, running)), ((_, _, gone), (_, _, after)))| Memory {
+        let forgotten_after_seconds = began.elapsed().as_secs_f64();
+        self.say(&format!("all requests are forgotten, {forgotten_after_seconds:.1} s later"));
+        let left_over = left_over(&tables, &self.tables().await?);
+        let all_forgotten = self.samples();
+        self.bar.finish_and_clear();
+        let memory = self.processes().into_iter().enumerate().map(|(index, (process, pid))| Memory {
             process,
-            before,
-            all_running: running,
+            before: before[index].clone(),
+            all_running: all_running[index].clone(),
             peak_bytes: peak_resident_bytes(pid),
-            all_gone: gone,
-            all_forgotten: after,
+            all_gone: all_gone[index].clone(),
+            all_forgotten: all_forgotten[index].clone(),
         });
         Ok(Report {
             sandboxes: args.sandboxes,
@@ -201,5 +211,157 @@ impl Soak {
             memory: memory.collect(),
             left_over,
         })
+    }
+
+    fn say(&self, what: &str) {
+        if self.talks {
+            self.bar.suspend(|| println!("{what}"));
+        }
+        self.bar.set_message(what.to_owned());
+    }
+
+    async fn create_all(&self, client: &Client, args: &Args) -> anyhow::Result<Vec<String>> {
+        self.bar.reset();
+        let creates = stream::iter(0..args.sandboxes).map(|index| async move {
+            let created = client.create(shell(&format!("soak-{index}"), "sleep 600")).await?;
+            self.bar.inc(1);
+            Ok::<_, anyhow::Error>(created.sandbox.context("a create is answered with a sandbox")?.sandbox_id)
+        });
+        creates.buffer_unordered(args.concurrency).try_collect().await
+    }
+
+    async fn terminate_all(&self, client: &Client, args: &Args, ids: Vec<String>) -> anyhow::Result<()> {
+        self.bar.reset();
+        let terminates = stream::iter(ids).map(|id| async move {
+            let target = Some(by_id(&id));
+            let request =
+                v1::TerminateSandboxRequest { r#ref: target, ..v1::TerminateSandboxRequest::default() };
+            client.terminate(request).await?;
+            self.bar.inc(1);
+            Ok::<_, anyhow::Error>(())
+        });
+        terminates.buffer_unordered(args.concurrency).try_collect().await
+    }
+
+    /// The tables of every node.
+    async fn tables(&self) -> anyhow::Result<Vec<(String, Tables)>> {
+        let mut found = Vec::new();
+        for node in &self.cluster.nodes {
+            let samples = scrape(&node.http).await.map_err(anyhow::Error::msg)?;
+            let wanted = |name: &String| TABLES.iter().any(|table| name.starts_with(table));
+            // Gauges are whole numbers, and never negative.
+            let tables: Tables = samples
+                .into_iter()
+                .filter(|(name, _)| wanted(name))
+                .map(|(name, value)| (name, value as u64))
+                .collect();
+            ensure!(tables.len() >= TABLES.len(), "{} does not tell all its tables: {tables:?}", node.name);
+            found.push((node.name.clone(), tables));
+        }
+        Ok(found)
+    }
+
+    /// Waits until every node is as it should be; gives up when nothing has moved for [`STUCK`].
+    async fn until(&self, what: &str, holds: impl Fn(&Tables) -> bool) -> anyhow::Result<()> {
+        let mut last = Vec::new();
+        let mut moved = Instant::now();
+        loop {
+            let now = self.tables().await?;
+            if now.iter().all(|(_, tables)| holds(tables)) {
+                return Ok(());
+            }
+            if now != last {
+                (last, moved) = (now, Instant::now());
+            } else if moved.elapsed() > STUCK {
+                bail!("not so, and nothing moves any more: {what}: {now:#?}");
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Every process and its id, always in the same order.
+    fn processes(&self) -> Vec<(String, u32)> {
+        let nodes = self.cluster.nodes.iter().map(|node| (&node.name, &node.process));
+        let agents = self.cluster.agents.iter().map(|agent| (&agent.name, &agent.process));
+        nodes
+            .chain(agents)
+            .filter_map(|(name, process)| Some((name.clone(), process.as_ref()?.pid())))
+            .collect()
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        let sample = |(_, pid)| Sample { resident_bytes: resident_bytes(pid), open_files: open_files(pid) };
+        self.processes().into_iter().map(sample).collect()
+    }
+}
+
+fn per_second(args: &Args, began: Instant) -> f64 {
+    args.sandboxes as f64 / began.elapsed().as_secs_f64()
+}
+
+/// What is in all tables whose names begin so.
+fn sum_of(tables: &Tables, prefix: &str) -> u64 {
+    tables.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, count)| count).sum()
+}
+
+/// Every table that is not what it was.
+fn left_over(before: &[(String, Tables)], after: &[(String, Tables)]) -> Vec<Leftover> {
+    let mut found = Vec::new();
+    for ((node, before), (_, after)) in before.iter().zip(after) {
+        let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        for table in names {
+            let count = |tables: &Tables| tables.get(table).copied().unwrap_or(0);
+            let (before, after) = (count(before), count(after));
+            if before != after {
+                found.push(Leftover { node: node.clone(), table: table.clone(), before, after });
+            }
+        }
+    }
+    found
+}
+
+impl Report {
+    fn memory_table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_style(UTF8_BORDERS_ONLY);
+        table.set_header([
+            "resident MiB",
+            "before",
+            "all run",
+            "peak",
+            "all gone",
+            "forgotten",
+            "open files",
+        ]);
+        let mib = |bytes: u64| format!("{:.0}", bytes as f64 / (1024.0 * 1024.0));
+        for memory in &self.memory {
+            table.add_row([
+                memory.process.clone(),
+                mib(memory.before.resident_bytes),
+                mib(memory.all_running.resident_bytes),
+                mib(memory.peak_bytes),
+                mib(memory.all_gone.resident_bytes),
+                mib(memory.all_forgotten.resident_bytes),
+                format!("{} → {}", memory.before.open_files, memory.all_forgotten.open_files),
+            ]);
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_over_is_named() {
+        let tables =
+            |count| vec![("n0".to_owned(), Tables::from([("a".to_owned(), 1), ("b".to_owned(), count)]))];
+        assert!(left_over(&tables(0), &tables(0)).is_empty());
+        let found = left_over(&tables(0), &tables(7));
+        assert_eq!((found.len(), found[0].table.as_str(), found[0].before, found[0].after), (1, "b", 0, 7));
+        let new = left_over(&[("n0".to_owned(), Tables::new())], &tables(0));
+        assert_eq!(new.len(), 1, "a table that is new, and not empty");
+        assert_eq!(sum_of(&tables(7)[0].1, "b"), 7);
     }
 }

@@ -270,7 +270,7 @@ async fn cluster(node: &Raw) {
     // Nobody listens on port 1.
     let add = v1::AddMemberRequest { peer_address: "127.0.0.1:1".into() };
     let answer = refused("add a member that is not there", cluster.add_member(add).await);
-    answer.is(Code::Unavailable, "UNAVAILABLE");
+    answer.is(Code::FailedPrecondition, "PEER_UNREACHABLE").says("127.0.0.1:1");
     let remove = |member: &str| v1::RemoveMemberRequest { member: member.into() };
     refused("remove member", cluster.remove_member(remove("")).await).names(&["member"]);
     let answer = refused("remove member", cluster.remove_member(remove("nobody")).await);

@@ -98,11 +98,8 @@ async fn moved(node: &Raw, first: &v1::Sandbox) {
         expected_revision,
         ..v1::ResetSandboxRequest::default()
     };
-    let terminate = v1::TerminateSandboxRequest {
-        r#ref,
-        expected_revision,
-        ..v1::TerminateSandboxRequest::default()
-    };
+    let terminate =
+        v1::TerminateSandboxRequest { r#ref, expected_revision, ..v1::TerminateSandboxRequest::default() };
     let answers = [
         refused("update", node.sandboxes().update_sandbox(update).await),
         refused("reset", node.sandboxes().reset_sandbox(reset).await),

@@ -122,16 +122,14 @@ fn resources() -> Vec<Case> {
 fn times() -> Vec<Case> {
     let ten_years = 10 * 365 * 24 * 3600;
     let mut cases = Vec::new();
-    let bad = [(0, 0), (-1, 0), (0, -1), (ten_years, 1), (i64::MAX, 0), (i64::MIN, 0), (1, 1_000_000_000), (1, -1)];
+    let bad =
+        [(0, 0), (-1, 0), (0, -1), (ten_years, 1), (i64::MAX, 0), (i64::MIN, 0), (1, 1_000_000_000), (1, -1)];
     for (seconds, nanos) in bad {
         let duration = prost_types::Duration { seconds, nanos };
         let request = v1::CreateSandboxRequest { expiry: Some(Expiry::Ttl(duration)), ..good() };
         cases.push(case(format!("ttl of {seconds} s and {nanos} ns"), "ttl", request));
-        let request = v1::CreateSandboxRequest {
-            wait_for_capacity: true,
-            capacity_timeout: Some(duration),
-            ..good()
-        };
+        let request =
+            v1::CreateSandboxRequest { wait_for_capacity: true, capacity_timeout: Some(duration), ..good() };
         cases.push(case(format!("wait of {seconds} s and {nanos} ns"), "capacity_timeout", request));
     }
     for time in [0, -1, i64::MIN] {

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
+use tonic::Request;
 
 /// Longer than a node keeps silent strangers.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -126,6 +127,13 @@ async fn tunnels(node: &Raw) {
     assert_eq!(refused("a tunnel without a name", answer).code, Code::InvalidArgument);
 }
 
+/// A request that says that a peer sends it.
+fn of_peer<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("sandkeeper-from-node", 1.into());
+    request
+}
+
 /// Messages that are not what this version's Raft sends.
 async fn peers(node: &Raw) {
     let garbage = || internal::RaftMessage { payload: vec![0xff; 300].into() };
@@ -146,12 +154,25 @@ async fn peers(node: &Raw) {
     for answer in answers {
         assert_eq!(answer.code, Code::InvalidArgument, "{answer:?}");
     }
-    let mut appended = node.peers().append(tokio_stream::once(garbage())).await.unwrap().into_inner();
+    let mut peers = node.peers();
+    let answer = peers.append(tokio_stream::once(garbage())).await;
+    assert_eq!(refused("appends of nobody", answer).code, Code::InvalidArgument);
+    let mut appended = peers.append(of_peer(tokio_stream::once(garbage()))).await.unwrap().into_inner();
     let status = timeout(PATIENCE, appended.next()).await.unwrap().expect("it is refused").unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-    let command =
-        internal::ForwardRequest { id: 1, command: vec![0xff; 300].into(), deadline_millis: 1_000 };
-    let mut forwarded = node.peers().forward(tokio_stream::once(command)).await.unwrap().into_inner();
-    let status = timeout(PATIENCE, forwarded.next()).await.unwrap().expect("it is refused").unwrap_err();
-    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+
+    // A command that the leader can't read is undecided: the sender asks its caller's next node.
+    let command = internal::ForwardRequest { id: 7, command: vec![0xff; 300].into(), deadline_millis: 1_000 };
+    let commands = tokio_stream::once(command).chain(tokio_stream::pending());
+    let mut forwarded = peers.forward(of_peer(commands)).await.unwrap().into_inner();
+    let answer = timeout(PATIENCE, forwarded.next()).await.unwrap().expect("it is answered").unwrap();
+    assert_eq!(answer.id, 7);
+    assert!(String::from_utf8_lossy(&answer.outcome).contains("can't read the command"), "{answer:?}");
+
+    for (key, value) in [("sandkeeper-cluster-id", "another-cluster"), ("sandkeeper-to-node", "1")] {
+        let mut request = Request::new(garbage());
+        request.metadata_mut().insert(key, value.parse().unwrap());
+        let answer = refused(key, peers.vote(request).await);
+        assert_eq!(answer.code, Code::FailedPrecondition, "{answer:?}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use sandkeeper_client::{Client, DEFAULT_DEADLINE, v1};
 
 use crate::cmd;
@@ -63,6 +63,28 @@ pub struct Globals {
     /// Time for the whole command, retries included [default: 10s; what waits by its nature: longer]
     #[arg(long, global = true, value_name = "DURATION", value_parser = parse::duration)]
     pub deadline: Option<Duration>,
+}
+
+/// The global options that mean nothing to a subcommand: its help does not show them.
+const MEANINGLESS: [(&str, &[&str]); 5] = [
+    ("dev", &["servers", "namespace", "output", "consistency", "deadline"]),
+    ("server", &["servers", "namespace", "output", "consistency", "deadline"]),
+    ("agent", &["namespace", "output", "consistency", "deadline"]),
+    ("inspect", &["servers", "consistency", "deadline"]),
+    ("completion", &["servers", "namespace", "output", "consistency", "deadline"]),
+];
+
+/// The whole command line, each help with what has a meaning there.
+pub fn command() -> clap::Command {
+    let mut root = Cli::command();
+    let globals: Vec<_> = root.get_arguments().filter(|arg| arg.is_global_set()).cloned().collect();
+    for (name, meaningless) in MEANINGLESS {
+        let hidden = globals.iter().filter(|arg| meaningless.contains(&arg.get_id().as_str()));
+        // A subcommand that has a global option itself does not get it from above.
+        let hidden: Vec<_> = hidden.map(|arg| arg.clone().hide(true)).collect();
+        root = root.mut_subcommand(name, |subcommand| subcommand.args(hidden));
+    }
+    root
 }
 
 /// How fresh a read has to be.
@@ -162,19 +184,19 @@ fn client(servers: Vec<String>, deadline: Duration) -> Result<Client, CliError> 
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::FromArgMatches;
 
     use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     /// The help of every command, as `--help` prints it on a terminal of 100 columns.
     #[test]
     fn help_of_every_command() {
-        let mut root = Cli::command().term_width(100);
+        let mut root = command().term_width(100);
         root.build();
         insta::assert_snapshot!("help_sandkeeper", root.render_long_help());
         for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
@@ -185,6 +207,21 @@ mod tests {
                 insta::assert_snapshot!(name, inner.clone().render_long_help());
             }
         }
+    }
+
+    #[test]
+    fn help_shows_only_what_has_a_meaning() {
+        let mut root = command();
+        root.build();
+        for (name, meaningless) in MEANINGLESS {
+            let help = root.find_subcommand(name).unwrap().clone().render_long_help().to_string();
+            for option in meaningless {
+                assert!(!help.contains(&format!("--{option} <")), "{name} --{option}");
+            }
+        }
+        let agent = ["sandkeeper", "agent", "--servers", "a:1", "--data-dir", "d"];
+        let matches = command().try_get_matches_from(agent).unwrap();
+        assert_eq!(Cli::from_arg_matches(&matches).unwrap().globals.servers(), ["a:1"]);
     }
 
     #[test]

@@ -91,7 +91,9 @@ fn advice(error: &ClientError) -> Option<&'static str> {
         }
         ClientError::Refused(refusal) => match refusal.code {
             Code::NotFound => Some(match refusal.reason.as_deref() {
-                Some("MEMBER_NOT_FOUND") => "`sandkeeper cluster members` shows which control nodes there are.",
+                Some("MEMBER_NOT_FOUND") => {
+                    "`sandkeeper cluster members` shows which control nodes there are."
+                }
                 Some("AGENT_NOT_FOUND") => "`sandkeeper agents list` shows which agents there are.",
                 Some("SANDBOX_NOT_FOUND") => "`sandkeeper list -A` shows which sandboxes there are.",
                 _ => "`sandkeeper list -A` and `sandkeeper agents list` show what there is.",

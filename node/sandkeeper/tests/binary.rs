@@ -233,3 +233,21 @@ fn completions_know_the_subcommands() {
         assert!(text(&output.stdout).contains("terminate"), "{shell}");
     }
 }
+
+#[test]
+fn inspecting_what_is_no_data_directory_is_1_and_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().to_str().expect("a path of this test is text");
+    let output = run(&["inspect", path]);
+    assert_eq!(code(&output), 1);
+    let message = text(&output.stderr);
+    assert_eq!(
+        message,
+        format!("error: {path} is not the data directory of a control node: it has no node.toml\n")
+    );
+    assert!(output.stdout.is_empty());
+    let output = run(&["inspect", &format!("{path}/nothing"), "--at", "7"]);
+    assert_eq!(code(&output), 1, "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_dir(path).expect("it is there").count(), 0, "nothing was made in it");
+    assert_eq!(code(&run(&["inspect", path, "--at", "yesterday"])), 2);
+}

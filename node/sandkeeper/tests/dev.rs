@@ -104,6 +104,65 @@ fn ctrl_c_ends_sandboxes_and_processes_and_keeps_data_that_was_asked_for() {
     }
 }
 
+/// Reads a stream's lines as they come, until one of them is what is waited for; gives all that were read.
+fn read_until(lines: &mut impl Iterator<Item = std::io::Result<String>>, wanted: &str) -> Vec<String> {
+    let mut seen = Vec::new();
+    for line in lines {
+        seen.push(line.expect("its output is text"));
+        if seen.last().is_some_and(|line| line.contains(wanted)) {
+            return seen;
+        }
+    }
+    panic!("{wanted:?} never came: {seen:?}");
+}
+
+#[test]
+fn it_goes_on_without_a_node_and_ends_without_a_majority() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = folder.path().to_str().expect("a path of this test is text");
+    let mut dev = command(&["dev", "--nodes", "3", "--agents", "1", "--data-dir", data]);
+    let mut dev =
+        Dev(dev.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary can be run"));
+    let mut out = BufReader::new(dev.0.stdout.take().expect("its output is piped")).lines();
+    let mut err = BufReader::new(dev.0.stderr.take().expect("its output is piped")).lines();
+    let banner = read_until(&mut out, "Ctrl-C");
+    let row = |name: &str| -> Vec<String> {
+        let row = banner.iter().find(|line| line.starts_with(name)).expect("the banner has a row for each");
+        row.split_whitespace().map(str::to_owned).collect()
+    };
+    assert_eq!(row("NAME")[..4], ["NAME", "PID", "ADDRESS", "ROLE"]);
+    let rows = ["node-1", "node-2", "node-3"].map(row);
+    let leader = rows.iter().find(|row| row[3] == "leader").expect("one leads");
+    let kill_9 = |row: &[String]| {
+        let pid = Pid::from_raw(row[1].parse().expect("a process id"));
+        kill(pid, Signal::SIGKILL).expect("it can be killed");
+    };
+
+    kill_9(leader);
+    let told = read_until(&mut err, "To bring").join("\n");
+    assert!(told.contains(&format!("{}, pid {}, has ended (signal: 9", leader[0], leader[1])), "{told}");
+    assert!(told.contains("The rest goes on: 2 of 3 control nodes run"), "{told}");
+    let by_hand = err.next().expect("a command").expect("its output is text");
+    assert!(by_hand.contains(&format!("server --name {} --data-dir", leader[0])), "{by_hand}");
+    let servers = rows.iter().map(|row| row[2].clone()).collect::<Vec<_>>().join(",");
+    let ask = |args: &[&str]| {
+        command(&[&["--servers", &servers], args].concat()).output().expect("the binary can be run")
+    };
+    succeed(&ask(&["create", "web", "--deadline", "1m", "--", "sleep", "600"]));
+    // One is missing, and those that are there agree: that is no failure.
+    let verified = succeed(&ask(&["cluster", "verify"]));
+    let verdict = format!("{} did not answer", leader[0]);
+    assert!(verified.contains("Identical among 2 of 3 nodes") && verified.contains(&verdict), "{verified}");
+    assert!(succeed(&ask(&["capacity", "--every-node"])).contains("Identical among 2 of 3 nodes"));
+
+    kill_9(rows.iter().find(|row| row[0] != leader[0]).expect("there are three"));
+    let told = read_until(&mut err, "no majority").join("\n");
+    assert!(told.contains("has ended"), "{told}");
+    let status = dev.0.wait().expect("it ends");
+    assert_eq!(status.code(), Some(1));
+    assert_eq!(processes_naming(folder.path()), Vec::<String>::new(), "not even the sandbox is left");
+}
+
 #[test]
 fn a_port_that_was_asked_for_and_is_taken_is_an_error() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

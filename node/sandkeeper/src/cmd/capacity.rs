@@ -1,6 +1,5 @@
 //! `sandkeeper capacity`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use clap::Args;
@@ -9,6 +8,7 @@ use serde::Serialize;
 use tokio::time::sleep;
 
 use super::agents;
+use super::comparison::{Comparison, Digests, Verdict};
 use super::nodes::{self, Answer, ShownAnswer};
 use crate::cli::Context;
 use crate::error::CliError;
@@ -24,7 +24,7 @@ const ROUND_PAUSE: Duration = Duration::from_millis(50);
 /// Show what the agents have, what is allocated of it, and what is free
 ///
 /// With --every-node each control node is asked by itself, and the answers stand side by side with their digests, so
-/// that anyone can see that the views are identical; if they are not, the exit code is 1.
+/// that anyone can see that the views are identical. The exit code is 1 if they are not, or if no majority answered.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  sandkeeper capacity\n  sandkeeper capacity --every-node\n  \
     sandkeeper capacity -o json | jq .free.slots")]
@@ -68,7 +68,7 @@ pub fn summary(answer: &v1::GetCapacityResponse) -> String {
 /// What every node said, for programs.
 #[derive(Serialize)]
 struct SideBySide {
-    /// Whether all that answered have the same digests at the same revision.
+    /// Whether a majority answered, all of them with the same digests at the same revision.
     identical: bool,
     nodes: Vec<ShownAnswer>,
 }
@@ -81,7 +81,7 @@ async fn every_node(context: &Context) -> Result<(), CliError> {
     let question = |client: sandkeeper_client::Client| async move { client.capacity(read).await };
     let mut answers = nodes::ask(&nodes, question).await;
     for _ in 1..ROUNDS {
-        if compare(&answers) != Comparison::DifferentRevisions {
+        if compare(&answers).verdict != Verdict::DifferentRevisions {
             break;
         }
         sleep(ROUND_PAUSE).await;
@@ -90,72 +90,29 @@ async fn every_node(context: &Context) -> Result<(), CliError> {
     let comparison = compare(&answers);
     if context.output.is_table() {
         output::text(&side_by_side(&answers))?;
-        output::text(&comparison.sentence(&answers))?;
+        output::text(&comparison.sentence())?;
     } else {
-        let identical = comparison == Comparison::Identical;
+        let identical = comparison.verdict == Verdict::Identical;
         context.output.value(&SideBySide { identical, nodes: nodes::shown(&answers)? })?;
         if !identical {
-            note(comparison.sentence(&answers));
+            note(comparison.sentence());
         }
     }
-    match (comparison, answers.into_iter().find_map(|answer| answer.result.err())) {
-        (Comparison::NoneAnswered, Some(error)) => Err(error.into()),
-        (Comparison::Different, _) => Err(CliError::Shown),
+    match (comparison.verdict, answers.into_iter().find_map(|answer| answer.result.err())) {
+        (Verdict::NoneAnswered, Some(error)) => Err(error.into()),
+        (Verdict::Different | Verdict::Minority, _) => Err(CliError::Shown),
         _ => Ok(()),
     }
 }
 
-/// What the answers of all nodes, side by side, say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Comparison {
-    /// All that answered have the same digests at the same revision.
-    Identical,
-    /// Nodes at different revisions: nothing can be said.
-    DifferentRevisions,
-    /// Two nodes at one revision have different digests.
-    Different,
-    NoneAnswered,
-}
-
-impl Comparison {
-    fn sentence(self, answers: &Answers) -> String {
-        let answered = answers.iter().filter(|answer| answer.result.is_ok()).count();
-        let revision =
-            answers.iter().find_map(|answer| answer.result.as_ref().ok()).map_or(0, |one| one.revision);
-        let silent = match answers.len() - answered {
-            0 => String::new(),
-            silent => format!("; {silent} did not answer"),
-        };
-        match self {
-            Self::Identical if answered == 1 => format!("1 node answered, at revision {revision}{silent}."),
-            Self::Identical => {
-                format!("Identical: {answered} nodes have the same digests at revision {revision}{silent}.")
-            }
-            Self::DifferentRevisions => format!(
-                "The cluster is busy: the nodes answered from different revisions{silent}. `sandkeeper cluster verify` \
-                 compares at one revision."
-            ),
-            Self::Different => {
-                format!("NOT IDENTICAL: nodes at the same revision have different digests{silent}.")
-            }
-            Self::NoneAnswered => "No node answered.".to_owned(),
-        }
-    }
-}
-
 fn compare(answers: &Answers) -> Comparison {
-    let mut digests: BTreeMap<u64, BTreeSet<(&str, &str)>> = BTreeMap::new();
-    for answer in answers.iter().filter_map(|answer| answer.result.as_ref().ok()) {
-        digests.entry(answer.revision).or_default().insert((&answer.history_digest, &answer.state_digest));
-    }
-    if digests.values().any(|at_one_revision| at_one_revision.len() > 1) {
-        return Comparison::Different;
-    }
-    match digests.len() {
-        0 => Comparison::NoneAnswered,
-        1 => Comparison::Identical,
-        _ => Comparison::DifferentRevisions,
-    }
+    Comparison::new(answers.iter().map(|answer| {
+        let digests = answer.result.as_ref().ok().map(|capacity| Digests {
+            revision: capacity.revision,
+            digests: (capacity.history_digest.clone(), capacity.state_digest.clone()),
+        });
+        (answer.name.clone(), digests)
+    }))
 }
 
 fn side_by_side(answers: &Answers) -> String {
@@ -205,25 +162,15 @@ mod tests {
     }
 
     #[test]
-    fn digests_are_compared_at_one_revision_only() {
-        assert_eq!(compare(&vec![answer("a", 7, "1"), answer("b", 7, "1")]), Comparison::Identical);
-        assert_eq!(compare(&vec![answer("a", 7, "1"), answer("b", 8, "2")]), Comparison::DifferentRevisions);
-        let differ = vec![answer("a", 7, "1"), answer("b", 8, "2"), answer("c", 8, "3")];
-        assert_eq!(compare(&differ), Comparison::Different);
-        assert_eq!(compare(&vec![answer("a", 7, "1"), silent("b")]), Comparison::Identical);
-        assert_eq!(compare(&vec![silent("a")]), Comparison::NoneAnswered);
-    }
-
-    #[test]
     fn the_nodes_stand_side_by_side() {
         let answers = vec![answer("node-1", 7, "1"), answer("node-2", 7, "1"), silent("node-3")];
-        let text = format!("{}\n{}", side_by_side(&answers), compare(&answers).sentence(&answers));
+        let text = format!("{}\n{}", side_by_side(&answers), compare(&answers).sentence());
         insta::assert_snapshot!(text, @r"
         NODE     ADDRESS       SLOTS   ALLOCATED   FREE   REVISION   HISTORY DIGEST                         STATE DIGEST
         node-1   node-1:7600   8       3           5      7          h1                                     s1
         node-2   node-2:7600   8       3           5      7          h1                                     s1
         node-3   node-3:7600   -       -           -      -          no control node could serve the call
-        Identical: 2 nodes have the same digests at revision 7; 1 did not answer.
+        Identical among 2 of 3 nodes, at revision 7; node-3 did not answer.
         ");
     }
 }

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use sandkeeper_client::{Client, v1};
 use serde::Serialize;
 
+use super::comparison::{Comparison, Digests, Verdict};
 use super::nodes::{self, Answer, ShownAnswer};
 use crate::cli::Context;
 use crate::error::CliError;
@@ -120,7 +121,18 @@ async fn verify(context: &Context) -> Result<(), CliError> {
     let client = context.patient(SNAPSHOT_DEADLINE);
     let answer = with_progress("comparing the digests", client.verify()).await?;
     context.output.answer(&answer, verdict)?;
-    if answer.identical { Ok(()) } else { Err(CliError::Shown) }
+    match comparison(&answer).verdict {
+        Verdict::Identical => Ok(()),
+        _ => Err(CliError::Shown),
+    }
+}
+
+fn comparison(answer: &v1::VerifyResponse) -> Comparison {
+    Comparison::new(answer.nodes.iter().map(|node| {
+        let digests = (node.history_digest.clone(), node.state_digest.clone());
+        let digests = Digests { revision: node.revision, digests };
+        (node.name.clone(), node.error.is_empty().then_some(digests))
+    }))
 }
 
 fn verdict(answer: &v1::VerifyResponse) -> String {
@@ -134,16 +146,7 @@ fn verdict(answer: &v1::VerifyResponse) -> String {
         &["NODE", "REVISION", "HISTORY DIGEST", "STATE DIGEST", "ERROR"],
         nodes.into_iter().map(row),
     );
-    let silent = answer.nodes.iter().filter(|node| !node.error.is_empty()).count();
-    let compared = answer.nodes.len() - silent;
-    let verdict = match (answer.identical, silent) {
-        (true, 0) => format!("Identical at revision {}.", answer.revision),
-        (true, _) => {
-            format!("Those that answered ({compared}) are identical at revision {}.", answer.revision)
-        }
-        (false, _) => format!("NOT IDENTICAL at revision {}.", answer.revision),
-    };
-    format!("{table}\n{verdict}")
+    format!("{table}\n{}", comparison(answer).sentence())
 }
 
 fn rows(members: &[v1::Member]) -> String {
@@ -197,23 +200,29 @@ mod tests {
 
     #[test]
     fn the_verdict_names_those_that_did_not_answer() {
-        let node = |name: &str, error: &str| v1::verify_response::Node {
+        let node = |name: &str, digest: &str, error: &str| v1::verify_response::Node {
             name: name.into(),
-            revision: 7,
-            history_digest: "aa".into(),
-            state_digest: "bb".into(),
+            revision: if error.is_empty() { 7 } else { 0 },
+            history_digest: digest.into(),
+            state_digest: digest.into(),
             error: error.into(),
         };
         let answer = v1::VerifyResponse {
             revision: 7,
-            identical: true,
-            nodes: vec![node("node-1", ""), node("node-2", "connection refused")],
+            identical: false,
+            nodes: vec![
+                node("node-1", "aa", ""),
+                node("node-2", "", "connection refused"),
+                node("node-3", "aa", ""),
+            ],
         };
+        assert_eq!(comparison(&answer).verdict, Verdict::Identical);
         insta::assert_snapshot!(verdict(&answer), @r"
         NODE     REVISION   HISTORY DIGEST   STATE DIGEST   ERROR
-        node-1   7          aa               bb
-        node-2   7          aa               bb             connection refused
-        Those that answered (1) are identical at revision 7.
+        node-1   7          aa               aa
+        node-2   -          -                -              connection refused
+        node-3   7          aa               aa
+        Identical among 2 of 3 nodes, at revision 7; node-2 did not answer.
         ");
     }
 }

@@ -126,7 +126,8 @@ mod tests {
         assert!(story(&events, true).lines().nth(1).unwrap().contains("web"));
         let said = v1::Event { reason: "exited with code 3".into(), ..events[2].clone() };
         assert_eq!(reason(&said), "exited with code 3");
-        let other = v1::Event { reason: "exited with code 13".into(), exit_code: Some(3), ..Default::default() };
+        let other =
+            v1::Event { reason: "exited with code 13".into(), exit_code: Some(3), ..Default::default() };
         assert_eq!(reason(&other), "exited with code 13 (exit code 3)");
     }
 }

@@ -20,7 +20,8 @@ use crate::{human, output};
 ///
 /// Made from the newest snapshot at or before the revision and the committed log behind it, as far as this disk knows
 /// it. Nothing in the data directory is written. The log is read from a copy, which is made where TMPDIR says (/tmp)
-/// and removed in the end. Stop the node first, or inspect a copy of its data directory.
+/// and removed in the end. Stop the node first, or inspect a copy of its data directory. Shows the sandboxes of all
+/// namespaces, unless one is named.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  sandkeeper inspect /var/lib/sandkeeper\n  \
     sandkeeper inspect /var/lib/sandkeeper --at 4711 -n prod\n  \
@@ -216,5 +217,92 @@ fn snapshot(snapshot: &InspectedSnapshot) -> String {
         (Some(revision), _) => format!("revision {revision} (entry {index}, {bytes})"),
         (None, Some(_)) => format!("entry {index}, CORRUPT"),
         (None, None) => format!("entry {index}, {bytes}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sandkeeper_control::storage::identity::NodeIdentity;
+
+    use super::*;
+
+    async fn new_node() -> (tempfile::TempDir, Inspection) {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = NodeIdentity { node_id: 7, cluster_id: None, name: "node-1".into() };
+        identity.save(dir.path()).unwrap();
+        let found = inspect(dir.path(), None, CancellationToken::new()).await.unwrap();
+        (dir, found)
+    }
+
+    #[tokio::test]
+    async fn a_node_that_never_ran_has_nothing() {
+        let (_dir, found) = new_node().await;
+        let empty = "0".repeat(64);
+        let text = told(&found, Path::new("node-1"), Some("prod")).replace(&empty, "NOTHING");
+        insta::assert_snapshot!(text, @r"
+        data directory    node-1
+        node              node-1 (7)
+        cluster           -
+        control nodes     -
+        log               empty
+        snapshots         none
+        reaches back to   revision 0
+        shown up to       log entry -
+        last event        -
+
+                    SLOTS   CPU   MEMORY
+        total       0       0     0B
+        allocated   0       0     0B
+        free        0       0     0B
+
+        No agents.
+
+        sandboxes        0 (0 waiting for capacity)
+        revision         0
+        history digest   NOTHING
+        state digest     NOTHING
+
+        No sandboxes in namespace prod.
+        ");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_known_to_be_committed_and_what_is_corrupt_are_told() {
+        let (_dir, mut found) = new_node().await;
+        found.log.first_index = Some(30);
+        found.log.last_index = Some(42);
+        found.log.committed_index = Some(40);
+        found.log.not_known_committed = 2;
+        let one = |index: u64, revision: Option<u64>, problem: Option<&str>| InspectedSnapshot {
+            id: serde_json::from_value(serde_json::json!({ "index": index, "term": 3 })).unwrap(),
+            revision,
+            bytes: 2048,
+            problem: problem.map(str::to_owned),
+        };
+        found.snapshots = vec![one(35, None, Some("it is cut off")), one(29, Some(50), None)];
+        found.history_digest = None;
+        let text = told(&found, Path::new("d"), None);
+        for line in [
+            "entries 30 to 42, committed up to 40; 2 not known to be committed",
+            "entry 35, CORRUPT; revision 50 (entry 29, 2KiB)",
+            "none: this revision lies within a log entry",
+        ] {
+            assert!(text.contains(line), "{line} is missing in: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn programs_find_the_fields_of_the_api() {
+        let (dir, found) = new_node().await;
+        let value = serde_json::to_value(ShownInspection::new(&found, dir.path(), None).unwrap()).unwrap();
+        assert_eq!(
+            (&value["name"], &value["node_id"], &value["revision"]),
+            (&"node-1".into(), &"7".into(), &"0".into())
+        );
+        assert_eq!(value["sandboxes"], serde_json::json!([]));
+        assert_eq!(value["members"], serde_json::json!([]));
+        assert_eq!(value["capacity"]["total"]["slots"], "0");
+        assert_eq!(value["log"]["not_known_committed"], "0");
+        assert!(value["log"].get("last_index").is_none(), "there is no entry");
     }
 }

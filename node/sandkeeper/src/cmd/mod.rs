@@ -4,6 +4,7 @@ pub mod agent;
 pub mod agents;
 pub mod capacity;
 pub mod cluster;
+mod comparison;
 pub mod completion;
 pub mod create;
 pub mod dev;
@@ -25,15 +26,17 @@ pub mod watch;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::FromArgMatches;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::cli::{Cli, Command, Context, Globals};
+use crate::cli::{self, Cli, Command, Context, Globals};
 use crate::error::CliError;
 
 /// Parses the command line, does what it says, and gives the exit code.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let matches = cli::command().get_matches();
+    // Not a wrong command line, which has ended the program already.
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.report(),

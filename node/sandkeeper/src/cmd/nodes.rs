@@ -7,6 +7,7 @@ use tokio::task::JoinSet;
 use crate::cli::Context;
 use crate::error::CliError;
 use crate::json::{Named, Shown};
+use crate::output::note;
 
 /// One control node, and what it answered.
 pub struct Answer<T> {
@@ -31,7 +32,12 @@ pub struct Node {
 
 /// Every member of the cluster, as the first node that answers knows them.
 pub async fn all(context: &Context) -> Result<Vec<Node>, CliError> {
-    let mut members = context.client.status().await?.members;
+    let status = context.client.status().await?;
+    if status.state == "removed" {
+        let node = status.header.unwrap_or_default().node;
+        note(format!("{node} was removed from the cluster: here are the others, as it last knew them"));
+    }
+    let mut members = status.members;
     members.sort_by(|a, b| a.name.cmp(&b.name));
     if members.is_empty() {
         // A node that has no cluster yet: those that were named are all there is to ask.

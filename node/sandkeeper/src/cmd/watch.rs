@@ -74,7 +74,7 @@ fn event_line(event: &v1::Event) -> String {
 /// Columns of fixed widths: what comes later is not known yet.
 fn line([revision, time, event, subject, agent, generation, actor, reason]: [&str; 8]) -> String {
     let line = format!(
-        "{revision:<9} {time:<24}  {event:<20}  {subject:<24}  {agent:<14}  {generation:<4} {actor:<17}  {reason}"
+        "{revision:<9} {time:<24}  {event:<20}  {subject:<24}  {agent:<14}  {generation:<4} {actor:<18}  {reason}"
     );
     line.trim_end().to_owned()
 }

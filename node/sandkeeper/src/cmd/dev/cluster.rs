@@ -130,39 +130,71 @@ impl Cluster {
         }
     }
 
-    /// Returns when a process ends that should not.
-    pub async fn unexpected_exit(&mut self) -> CliError {
+    /// Returns when a process ends that should not, and says so, if the rest can go on.
+    pub async fn unexpected_exit(&mut self) -> Result<String, CliError> {
         let exit = self.launcher.unexpected_exit().await;
-        self.died(&exit)
-    }
-
-    fn died(&self, exit: &Exit) -> CliError {
-        let (log, lines) = (self.launcher.log(&exit.name), self.launcher.last_lines(&exit.name));
-        let lines: String = lines.lines().flat_map(|line| ["\n  ", line]).collect();
-        CliError::Failed(anyhow!(
-            "{} has ended ({}); the last of {}:{lines}",
+        let (nodes, left) = (self.layout.nodes.len(), self.running_nodes());
+        if left <= nodes / 2 {
+            let died = self.obituary(&exit);
+            return Err(CliError::Failed(anyhow!(
+                "{died}\n{left} of {nodes} control nodes are left, which is no majority: nothing can be decided any more"
+            )));
+        }
+        let arguments = self.layout.program(&exit.name).arguments();
+        Ok(format!(
+            "{}\nThe rest goes on: {left} of {nodes} control nodes run, and a majority is enough. To bring {} back:\n  \
+             {} {arguments}",
+            self.obituary(&exit),
             exit.name,
-            exit.how(),
-            log.display()
+            program_name()
         ))
     }
 
+    /// How many control nodes run, those included that the user has started again by hand.
+    fn running_nodes(&self) -> usize {
+        let processes = self.processes();
+        let runs = |node: &&NodePlace| {
+            let folder = node.data_dir.to_string_lossy();
+            processes.iter().any(|process| process.command.iter().any(|argument| *argument == folder))
+        };
+        self.layout.nodes.iter().filter(runs).count()
+    }
+
+    fn died(&self, exit: &Exit) -> CliError {
+        CliError::Failed(anyhow!("{}", self.obituary(exit)))
+    }
+
+    /// What ended, how, and its last words.
+    fn obituary(&self, exit: &Exit) -> String {
+        let (log, lines) = (self.launcher.log(&exit.name), self.launcher.last_lines(&exit.name));
+        let lines: String = lines.lines().flat_map(|line| ["\n  ", line]).collect();
+        let pid = exit.pid.map_or_else(String::new, |pid| format!(", pid {pid},"));
+        format!("{}{pid} has ended ({}); the last of {}:{lines}", exit.name, exit.how(), log.display())
+    }
+
+    /// Each process, its id, where it is, and what it is.
+    pub async fn rows(&self) -> Result<Vec<Vec<String>>, CliError> {
+        let pid = |name: &str| {
+            self.launcher.pid(name).map_or_else(|| human::NONE.to_owned(), |pid| pid.to_string())
+        };
+        let mut rows = Vec::new();
+        for (node, (name, client)) in self.layout.nodes.iter().zip(self.nodes()) {
+            let status = client.status().await?;
+            rows.push(vec![name.to_owned(), pid(name), node.api.to_string(), status.state]);
+        }
+        let agents = self.layout.agents.iter();
+        rows.extend(agents.map(|id| vec![id.clone(), pid(id), human::NONE.to_owned(), "agent".to_owned()]));
+        Ok(rows)
+    }
+
     /// What a person has to know about a cluster that runs.
-    pub fn welcome(&self, took: Duration) -> String {
+    pub async fn welcome(&self, took: Duration) -> Result<String, CliError> {
         let layout = &self.layout;
-        let mut rows: Vec<_> = layout
-            .nodes
-            .iter()
-            .map(|node| {
-                let http = format!("http://{}", node.http);
-                vec![node.name.clone(), node.api.to_string(), node.peer.to_string(), http]
-            })
-            .collect();
-        let none = human::NONE.to_owned();
-        rows.extend(
-            layout.agents.iter().map(|agent| vec![agent.clone(), none.clone(), none.clone(), none.clone()]),
-        );
-        let table = output::table(&["NAME", "API", "PEERS", "HTTP (/metrics, /readyz)"], rows);
+        let mut rows = self.rows().await?;
+        for (row, node) in rows.iter_mut().zip(&layout.nodes) {
+            row.push(format!("http://{}", node.http));
+        }
+        let table = output::table(&["NAME", "PID", "ADDRESS", "ROLE", "HTTP (/metrics, /readyz)"], rows);
         let program = program_name();
         let servers = match layout.servers() {
             servers if servers[0].ends_with(":7600") => String::new(),
@@ -171,14 +203,14 @@ impl Cluster {
         let (root, logs) = (layout.root().display(), layout.logs());
         let logs = logs.display();
         let at_the_end = if layout.is_temporary() { "removes its data" } else { "keeps its data" };
-        format!(
+        Ok(format!(
             "Ready in {}: {} control nodes, {}.\n\n{table}\n\ndata   {root}\nlogs   {logs}\n\nTry, in another terminal:\n\
              {servers}  {program} create web -- sh -c 'echo hello; sleep 600'\n  {program} logs web\n  \
              {program} capacity --every-node\n\nCtrl-C ends the sandboxes, stops the cluster and {at_the_end}.",
             human::stopwatch(took),
             layout.nodes.len(),
             layout.agents(),
-        )
+        ))
     }
 
     /// Ends all sandboxes, stops all processes, and leaves nothing behind.
@@ -213,7 +245,11 @@ impl Cluster {
             }
         }
         let gone = async {
-            while !self.sandboxes(&client).await?.is_empty() {
+            // What an agent holds that has ended can't be confirmed to be gone: that is left to `end_left_over`.
+            let awaited = |sandbox: &v1::Sandbox| {
+                sandbox.agent_id.is_empty() || self.launcher.pid(&sandbox.agent_id).is_some()
+            };
+            while self.sandboxes(&client).await?.iter().any(awaited) {
                 sleep(PAUSE).await;
             }
             Ok(())

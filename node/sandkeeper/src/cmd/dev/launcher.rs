@@ -21,6 +21,9 @@ const STOP_DEADLINE: Duration = Duration::from_secs(15);
 /// How much of a log is shown when its process has died.
 const LAST_LINES: usize = 15;
 
+/// The last flag of a child.
+pub const EXIT_WITH_PARENT: &str = "--exit-with-parent";
+
 /// A subcommand of this binary, to be run as a child.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -40,6 +43,17 @@ impl Program {
         self.args.extend([flag.to_owned(), value.to_string()]);
         self
     }
+
+    /// Its arguments as they can be typed, but for those that only this process means for a child.
+    pub fn arguments(&self) -> String {
+        let children_only = self.args.windows(2).position(|pair| pair[0] == EXIT_WITH_PARENT);
+        let typed = children_only.map_or(self.args.as_slice(), |at| &self.args[..at]);
+        let special = |c: char| c.is_whitespace() || "'\"$`\\".contains(c);
+        let quoted = |arg: &String| {
+            if arg.contains(special) { format!("'{}'", arg.replace('\'', "'\\''")) } else { arg.clone() }
+        };
+        typed.iter().map(quoted).collect::<Vec<_>>().join(" ")
+    }
 }
 
 /// A child that has ended.
@@ -47,6 +61,8 @@ impl Program {
 pub struct Exit {
     /// Its name.
     pub name: String,
+    /// The process id that it had.
+    pub pid: Option<Pid>,
     status: io::Result<ExitStatus>,
     asked_for: bool,
 }
@@ -178,6 +194,7 @@ impl Launcher {
         let joined = self.ends.join_next().await?;
         let (name, status) = joined.expect("a task that only waits does not panic, and nobody aborts it");
         let running = self.running.remove(&name);
-        Some(Exit { name, status, asked_for: running.is_none_or(|running| running.asked_to_end) })
+        let pid = running.as_ref().map(|running| running.pid);
+        Some(Exit { name, pid, status, asked_for: running.is_none_or(|running| running.asked_to_end) })
     }
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::DevArgs;
-use super::launcher::Program;
+use super::launcher::{EXIT_WITH_PARENT, Program};
 use crate::cmd::agent::Runtime;
 use crate::error::CliError;
 use crate::machine;
@@ -35,7 +35,8 @@ pub struct NodePlace {
     pub peer: SocketAddr,
     /// Health and metrics.
     pub http: SocketAddr,
-    data_dir: PathBuf,
+    /// All that it keeps.
+    pub data_dir: PathBuf,
 }
 
 /// The whole cluster's place on this machine.
@@ -163,6 +164,14 @@ impl Layout {
         self.common(program)
     }
 
+    /// The process of a node or an agent, by its name.
+    pub fn program(&self, name: &str) -> Program {
+        match self.nodes.iter().find(|node| node.name == name) {
+            Some(node) => self.server_program(node),
+            None => self.agent_program(name),
+        }
+    }
+
     /// The process of an agent. The machine is shared out among all of them.
     pub fn agent_program(&self, agent_id: &str) -> Program {
         let agents = self.agents.len() as u64;
@@ -184,7 +193,7 @@ impl Layout {
     }
 
     fn common(&self, mut program: Program) -> Program {
-        program.arg("--log-level", &self.log_level).arg("--exit-with-parent", std::process::id());
+        program.arg("--log-level", &self.log_level).arg(EXIT_WITH_PARENT, std::process::id());
         program
     }
 }
@@ -296,6 +305,16 @@ mod tests {
     fn two_clusters_that_start_at_once_get_different_ports() {
         let (one, two) = (layout(&[]).unwrap(), layout(&[]).unwrap());
         assert_ne!(one.nodes[0].api, two.nodes[0].api);
+    }
+
+    #[test]
+    fn what_has_ended_can_be_started_by_hand() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("my cluster");
+        let made = layout(&["--data-dir", data.to_str().unwrap(), "--nodes", "1", "--agents", "1"]).unwrap();
+        let node = made.program("node-1").arguments();
+        assert!(node.starts_with("server --name node-1 --data-dir '") && !node.contains("parent"), "{node}");
+        assert!(made.program("agent-1").arguments().starts_with("agent --agent-id agent-1"));
     }
 
     #[test]

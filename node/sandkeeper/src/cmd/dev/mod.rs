@@ -17,13 +17,15 @@ use self::cluster::Cluster;
 use self::layout::Layout;
 use self::story::Story;
 use super::agent::Runtime;
+use super::service::DEFAULT_LOG_FILTER;
 use crate::error::CliError;
 use crate::output::{self, note};
 
 /// Run a whole cluster on this machine: control nodes and agents, from this one binary
 ///
-/// Node i (0, 1, 2) listens on the ports P+10i (clients and agents), P+10i+1 (other nodes) and P+10i+2 (HTTP). Ctrl-C
-/// ends the sandboxes and stops everything.
+/// Node i (0, 1, 2) listens on the ports P+10i (clients and agents), P+10i+1 (other nodes) and P+10i+2 (HTTP). A process
+/// that ends is reported, with the command that starts it again; the rest goes on as long as a majority of the control
+/// nodes runs. Ctrl-C ends the sandboxes and stops everything.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  sandkeeper dev\n  sandkeeper dev --data-dir ./cluster --base-port 8600\n  \
@@ -52,7 +54,7 @@ pub struct DevArgs {
     #[arg(long)]
     demo: bool,
     /// What the nodes and agents log, as RUST_LOG has it
-    #[arg(long, value_name = "FILTER", default_value = "info")]
+    #[arg(long, value_name = "FILTER", default_value = DEFAULT_LOG_FILTER)]
     log_level: String,
 }
 
@@ -95,8 +97,10 @@ async fn session(args: &DevArgs, cluster: &mut Cluster, story: &mut Story) -> Re
     }
     note(cluster.layout().announcement());
     let took = cluster.start().await?;
-    output::text(&cluster.welcome(took))?;
-    Err(cluster.unexpected_exit().await)
+    output::text(&cluster.welcome(took).await?)?;
+    loop {
+        note(cluster.unexpected_exit().await?);
+    }
 }
 
 /// SIGINT and SIGTERM, as they come.

@@ -49,22 +49,10 @@ async fn start(cluster: &mut Cluster, story: &mut Story) -> Result<(), CliError>
     let announcement = cluster.layout().announcement();
     say(announcement.lines().skip(1).collect::<Vec<_>>().join("\n"))?;
     let took = cluster.start().await?;
-    let mut rows = Vec::new();
-    for (node, (name, client)) in cluster.layout().nodes.iter().zip(cluster.nodes()) {
-        let status = client.status().await?;
-        let pid = cluster.launcher.pid(name).map_or_else(String::new, |pid| pid.to_string());
-        rows.push(vec![
-            name.to_owned(),
-            pid,
-            node.api.to_string(),
-            status.state,
-            format!("term {}", status.term),
-        ]);
-    }
-    for agent in &cluster.layout().agents {
-        let pid = cluster.launcher.pid(agent).map_or_else(String::new, |pid| pid.to_string());
-        let sessions = format!("a session with each of {} nodes", cluster.layout().nodes.len());
-        rows.push(vec![agent.clone(), pid, human::NONE.into(), "agent".into(), sessions]);
+    let mut rows = cluster.rows().await?;
+    let nodes = cluster.layout().nodes.len();
+    for row in rows.iter_mut().skip(nodes) {
+        row.push(format!("a session with each of {nodes} nodes"));
     }
     let leaders = rows.iter().filter(|row| row[3] == "leader").count();
     say(output::table(&["NAME", "PID", "ADDRESS", "ROLE", ""], rows))?;
@@ -173,7 +161,7 @@ impl Demo<'_> {
 
 /// A real program: says hello, and then stays.
 fn workload(name: &str) -> v1::CreateSandboxRequest {
-    let script = format!("echo \"hello from $SANDKEEPER_NAME\"; exec sleep {WORKLOAD_SECONDS}");
+    let script = format!("echo \"hello from $SANDKEEPER_SANDBOX_NAME\"; exec sleep {WORKLOAD_SECONDS}");
     let command = vec!["sh".to_owned(), "-c".to_owned(), script];
     v1::CreateSandboxRequest { name: name.to_owned(), command, ..Default::default() }
 }
