@@ -189,13 +189,14 @@ impl State {
             EventKind::SandboxTerminating => status.phase = Phase::Terminating,
             EventKind::AllocationReleased { generation } => {
                 release(status, *generation);
-                // A refused allocation: it wants another one. (Older generations are released in any phase, and say
-                // nothing of the current one.)
-                new_reason = status.phase == Phase::Allocated && *generation == status.generation;
+                // A refused allocation, or one that was lost before it was started: it wants another one. (Older
+                // generations are released in any phase, and say nothing of the current one.)
+                let unstarted = matches!(status.phase, Phase::Allocated | Phase::Lost);
+                new_reason = unstarted && *generation == status.generation;
                 if new_reason {
+                    status.refusals += u64::from(status.phase == Phase::Allocated);
                     status.phase = Phase::Pending;
                     status.queued = self.revision;
-                    status.refusals += 1;
                 }
             }
             _ => unreachable!("apply_event sends only sandboxes' events here"),

@@ -169,6 +169,9 @@ impl<R: Runtime> Executor<R> {
                     sandbox_id = refusal.sandbox_id, generation = refusal.generation,
                     kind = ?refusal.kind, reason = refusal.reason, "command refused"
                 );
+                // A refusal names the last command that was processed: what the commands before it did is told first, or
+                // the leader would take what it has not heard of for absent.
+                self.flush();
                 self.send(refusal.session, vec![wire::refusal(&refusal)]);
             }
             Action::Inventory { session } => {

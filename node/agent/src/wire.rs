@@ -188,7 +188,8 @@ pub(crate) fn inventory(
         .collect()
 }
 
-/// Reports of changes, in as many messages as it takes.
+/// Reports of changes, in as many messages as it takes. Only the last says what was processed: until then, what the
+/// leader has not heard of may be in a later one.
 pub(crate) fn reports(
     term: u64,
     processed_sequence: u64,
@@ -198,6 +199,7 @@ pub(crate) fn reports(
     let mut messages = Vec::with_capacity(rest.len().div_ceil(REPORTS_PER_MESSAGE));
     while !rest.is_empty() {
         let later = rest.split_off(rest.len().min(REPORTS_PER_MESSAGE));
+        let processed_sequence = if later.is_empty() { processed_sequence } else { 0 };
         let reports = v1::SandboxReports { term, processed_sequence, reports: rest };
         messages.push(message(v1::agent_message::Body::Reports(reports)));
         rest = later;

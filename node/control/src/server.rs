@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::agents::{AgentGate, Sessions, members};
 use crate::api::{self, Api};
 use crate::applier::{dispatch, losses};
+use crate::clock::Clocks;
 use crate::commands::{CommandForwarder, Commands};
 use crate::config::Config;
 use crate::decider::{self, LeaderKnowledge};
@@ -151,13 +152,17 @@ impl Parts {
         let metrics = Arc::new(Metrics::new());
         let (queue, queued) = decider::queue();
         let commands = Commands::new(queue.clone(), raft.clone(), front.clone(), tasks.clone());
-        let knowledge = LeaderKnowledge::default();
+        let (knowledge, clocks) = (LeaderKnowledge::default(), Clocks::default());
         let sessions = Sessions::default();
 
         let forwarder = Arc::new(CommandForwarder::new(queue.clone(), back.clone(), tasks.clone()));
         let peers = PeerApi::new(raft.clone(), forwarder).serve(listeners.peer, back.clone());
         servers.spawn(async move { peers.await.map_err(|error| format!("serving peers failed: {error}")) });
-        let around = decider::Surroundings { knowledge: knowledge.clone(), metrics: Arc::clone(&metrics) };
+        let around = decider::Surroundings {
+            knowledge: knowledge.clone(),
+            metrics: Arc::clone(&metrics),
+            clocks: clocks.clone(),
+        };
         tasks.spawn(decider::supervise(raft.clone(), queued, around, back.clone()));
 
         let (members, following) = members::follow(raft.replica(), front.clone());
@@ -171,6 +176,8 @@ impl Parts {
             knowledge,
             metrics: Arc::clone(&metrics),
             node: config.name.clone(),
+            lost_after: config.lost_after,
+            clocks,
             orphan_grace: config.orphan_grace,
             stop: front.clone(),
             tasks: tasks.clone(),

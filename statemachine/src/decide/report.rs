@@ -99,6 +99,17 @@ impl Draft {
                 let kind = EventKind::SandboxRemoved { released: Some(generation) };
                 self.push_release(cause, sandbox, generation, kind, status.reason.clone());
             }
+            // It was lost before it was started, and is proven not to have been since: another place is found for it.
+            Phase::Lost if current && status.running_since.is_none() => {
+                let kind = EventKind::AllocationReleased { generation };
+                self.push_release(
+                    cause,
+                    sandbox,
+                    generation,
+                    kind,
+                    "was never started by its agent".to_owned(),
+                );
+            }
             Phase::Running | Phase::Lost if current => {
                 self.fail(cause, sandbox, Some(generation), None, "vanished from its agent");
             }

@@ -147,7 +147,8 @@ pub fn some_state() -> State {
             }
             other => other,
         };
-        let (outcome, entry) = world.run(&Request { actor: Actor::Client("ann".into()), id: Some(id), command });
+        let (outcome, entry) =
+            world.run(&Request { actor: Actor::Client("ann".into()), id: Some(id), command });
         outcome.unwrap();
         entry
     };

@@ -8,6 +8,7 @@ pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::{AgentId, AgentSpec, SandboxId};
@@ -94,6 +95,15 @@ impl Dirty {
     }
 }
 
+/// Why a hello opens no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotEntered {
+    /// A newer session of the same agent is there.
+    Older,
+    /// Another ledger under the same name is alive.
+    OtherLedger,
+}
+
 /// All sessions of this node. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Sessions {
@@ -122,12 +132,27 @@ impl Sessions {
         lock(&self.by_agent).values().cloned().collect()
     }
 
-    /// A newer session of an agent takes the place of the older one, which is ended.
-    fn enter(&self, session: Arc<Session>) {
-        let old = lock(&self.by_agent).insert(session.spec.agent_id.clone(), session);
-        if let Some(old) = old {
+    /// A newer session of an agent takes the place of the older one, which is ended. `alive`: an agent that was heard of
+    /// within this time lives.
+    ///
+    /// # Errors
+    /// If it is not the newest: an agent obeys only its newest session, and the hello of an older one may be late (two
+    /// addresses can lead to one node). Or if the agent lives, with another ledger.
+    fn enter(&self, session: Arc<Session>, alive: Duration) -> Result<(), NotEntered> {
+        let mut sessions = lock(&self.by_agent);
+        if let Some(old) = sessions.get(&session.spec.agent_id) {
+            let (was, is) = (old.spec.incarnation, session.spec.incarnation);
+            let lives = !old.ended.is_cancelled() && old.last_heard().elapsed() < alive;
+            if was.ledger != is.ledger && lives {
+                return Err(NotEntered::OtherLedger);
+            }
+            if was.ledger == is.ledger && (is.start, session.number) < (was.start, old.number) {
+                return Err(NotEntered::Older);
+            }
             old.ended.cancel();
         }
+        sessions.insert(session.spec.agent_id.clone(), session);
+        Ok(())
     }
 
     /// Takes a session out, unless a newer one has taken its place.

@@ -14,7 +14,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 
 use super::session::{self, goodbye};
-use super::{Dirty, OUTBOX, Session, Sessions, wire};
+use super::{Dirty, NotEntered, OUTBOX, Session, Sessions, wire};
+use crate::clock::Clocks;
 use crate::commands::Commands;
 use crate::decider::LeaderKnowledge;
 use crate::metrics::Metrics;
@@ -43,6 +44,10 @@ pub struct AgentGate {
     pub metrics: Arc<Metrics>,
     /// The name of this node.
     pub node: String,
+    /// An agent that was not heard of for this long is lost.
+    pub lost_after: Duration,
+    /// The time of each term.
+    pub clocks: Clocks,
     /// How long something unknown may stay on an agent.
     pub orphan_grace: Duration,
     /// Ends all sessions.
@@ -109,7 +114,24 @@ impl AgentService for AgentGate {
             ended: CancellationToken::new(),
             heard: Mutex::new(Instant::now()),
         });
-        self.sessions.enter(Arc::clone(&session));
+        match self.sessions.enter(Arc::clone(&session), self.lost_after / 2) {
+            Ok(()) => {}
+            Err(NotEntered::Older) => {
+                // The channel is new and has room.
+                let _ = session.outbox.try_send(Ok(goodbye("a newer session of this agent is there", false)));
+                return Ok(Response::new(outbound));
+            }
+            Err(NotEntered::OtherLedger) => {
+                let reason = format!(
+                    "agent {} is alive with another ledger: give this agent another --agent-id, or stop the other one \
+                     and wait until it is lost",
+                    session.spec.agent_id
+                );
+                // The channel is new and has room.
+                let _ = session.outbox.try_send(Ok(goodbye(&reason, true)));
+                return Ok(Response::new(outbound));
+            }
+        }
         let gate = self.clone();
         self.tasks.spawn(async move {
             session::run(Arc::clone(&session), inbound, gate.clone()).await;

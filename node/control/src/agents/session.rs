@@ -16,9 +16,6 @@ use crate::raft::LeaderTerm;
 /// How often a worker looks after its agent.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// A session without a word for this long is ended: the agent has gone, whatever TCP believes.
-const SILENCE: Duration = Duration::from_secs(15);
-
 /// When an agent may come back after its session was ended for no fault of its own.
 const RETRY_AFTER_MILLIS: u32 = 500;
 
@@ -39,7 +36,8 @@ pub(super) async fn run(session: Arc<Session>, mut inbound: Streaming<v1::AgentM
             message = inbound.message() => match message {
                 Ok(Some(message)) => {
                     session.hear();
-                    hear(message, &session, worker.as_mut(), &gate);
+                    let worker = worker.as_mut().filter(|worker| worker.leads(&leads));
+                    hear(message, &session, worker, &gate);
                 }
                 Ok(None) => break None,
                 Err(status) => {
@@ -63,8 +61,17 @@ pub(super) async fn run(session: Arc<Session>, mut inbound: Streaming<v1::AgentM
                 let _ = session.outbox.try_send(Ok(v1::ServerMessage { body, ..v1::ServerMessage::default() }));
             }
             marked = session.dirty.take(), if worker.is_some() => {
-                if let Some(worker) = &mut worker {
+                if let Some(worker) = worker.as_mut().filter(|worker| worker.leads(&leads)) {
                     worker.look_at(marked, &gate.replica.state());
+                }
+            }
+            room = session.outbox.reserve(), if worker.as_ref().is_some_and(Worker::waits_for_room) => {
+                if room.is_err() {
+                    break None;
+                }
+                drop(room);
+                if let Some(worker) = &mut worker {
+                    worker.go_on(&gate.replica.state());
                 }
             }
             verdict = errand(&mut worker, &gate) => {
@@ -74,7 +81,8 @@ pub(super) async fn run(session: Arc<Session>, mut inbound: Streaming<v1::AgentM
                 }
             }
             _ = ticks.tick() => {
-                if session.last_heard().elapsed() > SILENCE {
+                // Before it is lost: the agent has gone, whatever TCP believes.
+                if session.last_heard().elapsed() > gate.lost_after.mul_f32(0.8) {
                     break Some(goodbye("nothing was heard of the agent", false));
                 }
                 if let Some(worker) = &mut worker {

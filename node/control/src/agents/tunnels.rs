@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{Session, lock};
 
-/// The most tunnels of one node: each is a stream to an agent and one to a caller.
+/// The most tunnels of one node that wait for their agent to dial in.
 pub const MAX_TUNNELS: usize = 4_096;
 
 /// Chunks in one tunnel that wait for the caller: beyond it the agent waits.
@@ -55,20 +55,16 @@ impl Tunnels {
             body: Some(v1::server_message::Body::OpenTunnel(open)),
             ..v1::ServerMessage::default()
         };
+        // The caller may go away while it waits.
+        let _forget = Forget { tunnels: self, tunnel_id: &tunnel_id };
         let asked = async {
             session.outbox.send(Ok(message)).await.map_err(|_| format!("agent {agent} has gone away"))?;
             dial.await.map_err(|_| format!("agent {agent} has gone away"))
         };
         match timeout_at(deadline, asked).await {
             Ok(Ok(())) => Ok(receiver),
-            Ok(Err(why)) => {
-                lock(&self.expected).remove(&tunnel_id);
-                Err(why)
-            }
-            Err(_) => {
-                lock(&self.expected).remove(&tunnel_id);
-                Err(format!("agent {agent} did not open the tunnel in time"))
-            }
+            Ok(Err(why)) => Err(why),
+            Err(_) => Err(format!("agent {agent} did not open the tunnel in time")),
         }
     }
 
@@ -78,5 +74,17 @@ impl Tunnels {
         // If the caller has given up, the receiver is gone, and the first chunk will find out.
         let _ = expected.dialled.send(());
         Some(expected.chunks)
+    }
+}
+
+/// Takes a tunnel that nobody waits for any more out of those that are expected.
+struct Forget<'a> {
+    tunnels: &'a Tunnels,
+    tunnel_id: &'a str,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        lock(&self.tunnels.expected).remove(self.tunnel_id);
     }
 }

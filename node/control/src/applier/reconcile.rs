@@ -112,7 +112,11 @@ pub fn reconcile(state: &State, agent: &AgentId, view: &AgentView, id: &SandboxI
     if let (Some(sandbox), Some(newest)) = (sandbox, held.last()) {
         // Older generations first: a new one is not created while an old one may be there.
         for generation in &held {
-            let here = actual.filter(|(actual, _)| actual == generation).map(|(_, actual)| actual);
+            // An agent that stops a sandbox stops all generations of it up to the one that it names.
+            let speaks_of = |(there, actual): &&(Generation, Actual)| {
+                there == generation || (there > generation && *actual == Actual::Stopping)
+            };
+            let here = actual.filter(speaks_of).map(|(_, actual)| actual);
             steps.extend(reconcile_held(sandbox, *generation, generation == newest, here, view));
         }
     }

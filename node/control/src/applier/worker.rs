@@ -9,6 +9,7 @@ use sandkeeper_statemachine::{
     Actor, Agent, AgentStatus, Command, FailurePolicy, Generation, Rejection, Report, ReportedState, Request,
     Sandbox, SandboxId, State, Term, Timestamp,
 };
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
@@ -18,6 +19,7 @@ use crate::agents::{AgentGate, Marked, Session, wire};
 use crate::clock::LeaderClock;
 use crate::commands::{Commands, SubmitError};
 use crate::metrics::{CallLabels, Metrics};
+use crate::raft::LeaderTerm;
 
 /// A command that an agent has not answered after this time is sent again; the wait doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_secs(2);
@@ -39,7 +41,7 @@ pub(crate) enum Verdict {
 
 enum Finished {
     Registered(Result<(), SubmitError>),
-    Reported(SandboxId),
+    Reported(SandboxId, bool),
 }
 
 /// See the module.
@@ -49,6 +51,8 @@ pub(crate) struct Worker {
     commands: Commands,
     metrics: Arc<Metrics>,
     clock: LeaderClock,
+    /// An agent that was heard of within this time lives.
+    alive: Duration,
     orphan_grace: Duration,
     /// The sequence of the session's last command, whatever the term.
     sequence: u64,
@@ -62,6 +66,12 @@ pub(crate) struct Worker {
     told: BTreeMap<SandboxId, Told>,
     orphans: BTreeMap<SandboxId, Instant>,
     reporting: BTreeSet<SandboxId>,
+    /// Looked at again when the outbox has room.
+    wants_room: BTreeSet<SandboxId>,
+    /// Looked at again when reports have been decided.
+    wants_report: BTreeSet<SandboxId>,
+    /// Looked at again with the next second: the decider did not take their report.
+    undecided: BTreeSet<SandboxId>,
     registering: bool,
     tasks: JoinSet<Finished>,
 }
@@ -88,7 +98,8 @@ impl Worker {
             session,
             commands: gate.commands.clone(),
             metrics: Arc::clone(&gate.metrics),
-            clock: LeaderClock::start(),
+            clock: gate.clocks.of(term, gate.replica.state().last_time()),
+            alive: gate.lost_after / 2,
             orphan_grace: gate.orphan_grace,
             sequence,
             asked: None,
@@ -98,8 +109,29 @@ impl Worker {
             told: BTreeMap::new(),
             orphans: BTreeMap::new(),
             reporting: BTreeSet::new(),
+            wants_room: BTreeSet::new(),
+            wants_report: BTreeSet::new(),
+            undecided: BTreeSet::new(),
             registering: false,
             tasks: JoinSet::new(),
+        }
+    }
+
+    /// Whether this node still leads in the worker's term.
+    pub(crate) fn leads(&self, leads: &watch::Receiver<Option<LeaderTerm>>) -> bool {
+        *leads.borrow() == Some(LeaderTerm { term: self.term })
+    }
+
+    /// Whether commands wait for room in the outbox.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        !self.wants_room.is_empty()
+    }
+
+    /// There is room in the outbox: looks again at as many as it takes.
+    pub(crate) fn go_on(&mut self, state: &State) {
+        for _ in 0..self.session.outbox.capacity() {
+            let Some(id) = self.wants_room.pop_first() else { return };
+            self.reconcile(state, [id]);
         }
     }
 
@@ -113,7 +145,11 @@ impl Worker {
     pub(crate) fn look_after(&mut self, state: &State) {
         let record = state.agent(&self.session.spec.agent_id);
         if !record.is_some_and(|record| self.is_registered(record)) {
-            if !self.registering {
+            // What it said before it was lost is not what it has when it is back.
+            self.asked = None;
+            self.view = None;
+            let lives = self.session.last_heard().elapsed() < self.alive;
+            if lives && !self.registering {
                 self.registering = true;
                 let actor = Actor::Agent(self.session.spec.agent_id.clone());
                 let command = Command::RegisterAgent(Box::new(self.session.spec.clone()));
@@ -148,9 +184,19 @@ impl Worker {
                     Err(error) => debug!(agent = %self.session.spec.agent_id, %error, "not registered yet"),
                 }
             }
-            Ok(Finished::Reported(id)) => {
+            Ok(Finished::Reported(id, decided)) => {
                 self.reporting.remove(&id);
-                self.reconcile(&state(), [id]);
+                let mut ids = if self.tasks.len() <= MAX_REPORTS / 2 {
+                    std::mem::take(&mut self.wants_report)
+                } else {
+                    BTreeSet::new()
+                };
+                if decided {
+                    ids.insert(id);
+                } else {
+                    self.undecided.insert(id);
+                }
+                self.reconcile(&state(), ids);
             }
             Err(error) => warn!(%error, "an errand of the applier died"),
         }
@@ -232,6 +278,7 @@ impl Worker {
         let mut ids: BTreeSet<_> = state.held_by(agent).map(|(sandbox, _)| sandbox.id.clone()).collect();
         ids.extend(view.actual.keys().cloned());
         ids.extend(view.sent.keys().cloned());
+        ids.extend(self.told.keys().cloned());
         self.reconcile(state, ids);
     }
 
@@ -283,6 +330,12 @@ impl Worker {
         let Some(view) = &mut self.view else { return };
         let held = |sandbox: &&Sandbox| sandbox.status.held.iter().any(|held| held.agent == *agent);
         let held = state.sandbox(id).filter(held);
+        // A create that was carried out has nothing left to be repeated.
+        let done = |sent: &Sent| sent.what == SentKind::Create && sent.sequence <= view.processed;
+        if view.actual.contains_key(id) && view.sent.get(id).is_some_and(done) {
+            view.sent.remove(id);
+            self.sent_at.remove(id);
+        }
         match (held, view.actual.get(id)) {
             (None, None) => {
                 view.sent.remove(id);
@@ -303,6 +356,8 @@ impl Worker {
                     };
                     if self.send(Body::Update(update)).is_some() {
                         self.told.insert(id.clone(), told);
+                    } else {
+                        self.wants_room.insert(id.clone());
                     }
                 }
             }
@@ -312,7 +367,7 @@ impl Worker {
 
     fn report(&mut self, id: &SandboxId, generation: Generation, state: ReportedState) {
         if self.tasks.len() >= MAX_REPORTS {
-            self.session.dirty.mark(id);
+            self.wants_report.insert(id.clone());
             return;
         }
         if !self.reporting.insert(id.clone()) {
@@ -325,17 +380,18 @@ impl Worker {
         let (commands, term, id) = (self.commands.clone(), self.term, id.clone());
         let deadline = Instant::now() + REPORT_DEADLINE;
         self.tasks.spawn(async move {
-            if let Err(error) = commands.submit_in_term(term, request, deadline).await {
+            let decided = commands.submit_in_term(term, request, deadline).await;
+            if let Err(error) = &decided {
                 debug!(%id, %error, "a report was not decided; the next look makes it again");
             }
-            Finished::Reported(id)
+            Finished::Reported(id, decided.is_ok())
         });
     }
 
     /// Sends a command about a sandbox, and keeps in mind that it was sent.
     fn command(&mut self, id: &SandboxId, generation: Generation, what: SentKind, body: Body) -> bool {
         let Some(sequence) = self.send(body) else {
-            self.session.dirty.mark(id); // the outbox is full: again when there is room
+            self.wants_room.insert(id.clone());
             return false;
         };
         let Some(view) = &mut self.view else { return false };
@@ -382,6 +438,7 @@ impl Worker {
             }
         }
         again.extend(self.orphans.keys().cloned());
+        again.append(&mut self.undecided);
         self.reconcile(state, again);
     }
 

@@ -17,6 +17,9 @@ use crate::decider::{MAX_QUEUED_COMMANDS, QueueSender};
 use crate::raft::codec;
 use crate::raft::peer_service::Forwarder;
 
+/// The longest that a command waits here, whatever the sender says.
+const MAX_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
 /// Answers on their way to one node that wait to be sent.
 const ANSWERS: usize = 256;
 
@@ -73,7 +76,7 @@ async fn serve(
 }
 
 async fn decide(request: ForwardRequest, queue: &QueueSender) -> ForwardResponse {
-    let deadline = Instant::now() + Duration::from_millis(request.deadline_millis);
+    let deadline = Instant::now() + Duration::from_millis(request.deadline_millis).min(MAX_DEADLINE);
     let answer = match codec::decode::<Request>(&request.command) {
         Err(error) => Forwarded::Undecided(format!("the leader can't read the command: {error}")),
         Ok(command) => match queue.push(command, deadline, None) {

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::clock::LeaderClock;
+use crate::clock::{Clocks, LeaderClock};
 use crate::metrics::Metrics;
 use crate::raft::types::{Applied, EntryData};
 use batch::Batch;
@@ -52,7 +52,7 @@ const BATCH_BYTES: usize = 256 * 1024;
 const HOUSEKEEPING: Duration = Duration::from_millis(200);
 
 /// How often one look may be repeated at once while there is more to do (each forgets up to 1,000 requests).
-const HOUSEKEEPING_ROUNDS: usize = 64;
+const HOUSEKEEPING_ROUNDS: usize = 32;
 
 /// The version of the events that a new cluster may hold.
 const CLUSTER_VERSION: u32 = 1;
@@ -85,6 +85,8 @@ pub struct Surroundings {
     pub knowledge: LeaderKnowledge,
     /// Counted here: batches, and how long they take.
     pub metrics: Arc<Metrics>,
+    /// The time of each term.
+    pub clocks: Clocks,
 }
 
 /// Runs the decider of one term, until it is cancelled or something that it rests on fails. Commands that are left in
@@ -98,7 +100,7 @@ pub async fn run(
     stop: CancellationToken,
 ) {
     info!(term, revision = state.revision(), "this node leads; the decider starts");
-    let clock = LeaderClock::start();
+    let clock = surroundings.clocks.of(term, state.last_time());
     let mut decider = Decider {
         term,
         working: state,
@@ -155,15 +157,16 @@ impl Decider {
                         return Err(Undecided("an entry was skipped, or its fate is not known".into()));
                     }
                 }
-                commands = queue.take(MAX_BATCH, BATCH_BYTES), if may_propose => {
-                    let Some(commands) = commands else { return Ok(()) };
-                    self.decide(commands, Vec::new()).await?;
-                }
+                // Before the queue, which may never be empty; it comes once in a while only.
                 () = sleep_until(self.next_housekeeping), if may_propose => {
                     self.next_housekeeping = Instant::now() + HOUSEKEEPING;
                     if self.has_housekeeping() {
                         self.decide(Vec::new(), vec![Command::Housekeeping; HOUSEKEEPING_ROUNDS]).await?;
                     }
+                }
+                commands = queue.take(MAX_BATCH, BATCH_BYTES), if may_propose => {
+                    let Some(commands) = commands else { return Ok(()) };
+                    self.decide(commands, Vec::new()).await?;
                 }
             }
         }

@@ -42,8 +42,20 @@ pub async fn supervise(
             }
             continue;
         };
-        // Whatever was proposed in this term before is applied now, or will be skipped.
-        let Ok(view) = raft.read_index(Instant::now() + BARRIER).await else {
+        // Everything that stands in the log is applied before a decider begins, also what a decider of this very term
+        // proposed before its end: or it would decide on a state from which that is still missing.
+        let last = raft.status().last_log_index.unwrap_or(0);
+        let barrier = async {
+            let deadline = Instant::now() + BARRIER;
+            raft.replica().wait_applied_index(last, deadline).await.ok()?;
+            raft.read_index(deadline).await.ok()
+        };
+        let view = tokio::select! {
+            () = stop.cancelled() => return,
+            changed = leads.changed() => if changed.is_err() { return } else { continue },
+            view = barrier => view,
+        };
+        let Some(view) = view else {
             warn!(term, "elected, but no quorum confirms it");
             sleep(PAUSE).await;
             continue;

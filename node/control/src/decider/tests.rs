@@ -62,8 +62,11 @@ impl Bench {
         let stop = CancellationToken::new();
         let (for_decider, for_stop) = (Arc::clone(&consensus), stop.clone());
         let decider = tokio::spawn(async move {
-            let around =
-                Surroundings { knowledge: LeaderKnowledge::default(), metrics: Arc::new(Metrics::new()) };
+            let around = Surroundings {
+                knowledge: LeaderKnowledge::default(),
+                metrics: Arc::new(Metrics::new()),
+                clocks: Clocks::default(),
+            };
             run(TERM, fleet(slots), &mut receiver, for_decider, around, for_stop).await;
         });
         Self { consensus, queue, stop, decider }

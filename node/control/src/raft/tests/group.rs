@@ -3,9 +3,9 @@
 use tonic::Code;
 
 use super::rig::{Running, Site, all_equal, cluster, eventually, leader, soon, write};
-use crate::raft::ReadError;
 use crate::history::testing::filler;
 use crate::raft::MembershipError;
+use crate::raft::ReadError;
 use crate::raft::bootstrap::{Entered, announce_addresses, enter};
 use crate::raft::node::{ProposeError, Role};
 use crate::raft::types::{Applied, EntryData};

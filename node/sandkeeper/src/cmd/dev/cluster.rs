@@ -140,13 +140,17 @@ impl Cluster {
                 "{died}\n{left} of {nodes} control nodes are left, which is no majority: nothing can be decided any more"
             )));
         }
-        let arguments = self.layout.program(&exit.name).arguments();
+        let goes_on = if self.layout.agents.contains(&exit.name) {
+            "what it runs stays, and it takes that up again when it is back".to_owned()
+        } else {
+            format!("{left} of {nodes} control nodes run, and a majority is enough")
+        };
         Ok(format!(
-            "{}\nThe rest goes on: {left} of {nodes} control nodes run, and a majority is enough. To bring {} back:\n  \
-             {} {arguments}",
+            "{}\nThe rest goes on: {goes_on}. To bring {} back:\n  {} {}",
             self.obituary(&exit),
             exit.name,
-            program_name()
+            program_name(),
+            self.layout.program(&exit.name).arguments()
         ))
     }
 
