@@ -6,13 +6,17 @@ use std::sync::OnceLock;
 
 use cargo_metadata::Message;
 
-/// The `sandkeeper` binary, built once, in the profile that the tests are built in.
+/// Names the binary to test, in place of the one that is built: one from a package, or of another version.
+const BINARY: &str = "SANDKEEPER_TEST_BINARY";
+
+/// The `sandkeeper` binary, built once, in the profile that the tests are built in (or the one that
+/// `SANDKEEPER_TEST_BINARY` names).
 ///
 /// # Panics
 /// If it does not build.
 pub fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(build)
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| std::env::var_os(BINARY).map_or_else(build, PathBuf::from))
 }
 
 fn build() -> PathBuf {

@@ -49,7 +49,7 @@ impl Draft {
             ReportedState::AdmissionRefused { reason } if current && phase == Phase::Allocated => {
                 self.move_on(cause, &sandbox, reason, around);
             }
-            ReportedState::Absent => self.absent(cause, &sandbox, generation),
+            ReportedState::Absent => self.absent(cause, &sandbox, generation, around),
             _ => {}
         }
         Outcome::Done
@@ -91,7 +91,13 @@ impl Draft {
         }
     }
 
-    fn absent(&mut self, cause: &mut Cause, sandbox: &Sandbox, generation: Generation) {
+    fn absent(
+        &mut self,
+        cause: &mut Cause,
+        sandbox: &Sandbox,
+        generation: Generation,
+        around: &mut dyn Surroundings,
+    ) {
         let status = &sandbox.status;
         let current = generation == status.generation;
         match status.phase {
@@ -109,6 +115,15 @@ impl Draft {
                     kind,
                     "was never started by its agent".to_owned(),
                 );
+                let shape = sandbox.spec.shape();
+                if self.state().queue_length(&shape) == 1 {
+                    let with_image = around.agents_with_image(&sandbox.spec.image);
+                    let agent = place(self.state(), &shape, with_image, None);
+                    let agent = agent.map(|agent| agent.spec.agent_id.clone());
+                    if let Some(agent) = agent {
+                        self.allocate(cause, &sandbox.id, agent, "");
+                    }
+                }
             }
             Phase::Running | Phase::Lost if current => {
                 self.fail(cause, sandbox, Some(generation), None, "vanished from its agent");

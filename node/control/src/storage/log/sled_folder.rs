@@ -1,9 +1,9 @@
 //! One sled database in its folder, and what it takes to make its writes durable.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::options::Hooks;
 use super::stats::Counters;
@@ -29,6 +29,24 @@ pub(super) struct SledFolder {
     counters: Arc<Counters>,
 }
 
+/// How long a handle of this process on a database takes to be gone after it was dropped, at most.
+const RELEASE: Duration = Duration::from_secs(5);
+
+/// sled drops its lock on a data file in a thread of its own, a moment after its handle was dropped: whoever opens the
+/// database again at once would be refused. (Other processes are kept away by the data directory's lock.)
+fn wait_until_released(data: &Path) -> Result<(), StorageError> {
+    if !data.exists() {
+        return Ok(());
+    }
+    let file = File::open(data).map_err(failed("open", data))?;
+    let start = Instant::now();
+    while matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)) && start.elapsed() < RELEASE {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Whatever else is wrong with it, opening it says so.
+    Ok(())
+}
+
 impl SledFolder {
     /// Opens the database in `dir`, creating it durably if it is not there.
     pub(super) fn open(dir: &Path, hooks: Hooks, counters: Arc<Counters>) -> Result<Self, StorageError> {
@@ -42,6 +60,7 @@ impl SledFolder {
                 sync_file(file)?;
             }
         }
+        wait_until_released(&data)?;
         let db = sled::Config::new()
             .path(dir)
             .segment_size(SEGMENT_BYTES)
