@@ -69,6 +69,8 @@ pub struct Cluster {
     pub agents: Vec<AgentProcess>,
     options: ClusterOptions,
     folder: Option<TempDir>,
+    /// Whether logs and data stay when it is dropped.
+    kept: bool,
 }
 
 impl Cluster {
@@ -101,7 +103,7 @@ impl Cluster {
             process: None,
         });
         let agents = agents.collect();
-        let mut cluster = Self { nodes, agents, options, folder: Some(folder) };
+        let mut cluster = Self { nodes, agents, options, folder: Some(folder), kept: false };
         for index in 0..cluster.nodes.len() {
             cluster.start_node(index);
         }
@@ -118,6 +120,11 @@ impl Cluster {
     /// Never: it is there as long as the cluster.
     pub fn folder(&self) -> &Path {
         self.folder.as_ref().expect("it is taken when the cluster is dropped").path()
+    }
+
+    /// Has logs and data stay when this is dropped, as when a test fails.
+    pub fn keep(&mut self) {
+        self.kept = true;
     }
 
     /// Starts a control node (again).
@@ -379,7 +386,7 @@ impl Drop for Cluster {
         }
         let Some(folder) = self.folder.take() else { return };
         kill_shims(folder.path());
-        if std::thread::panicking() {
+        if self.kept || std::thread::panicking() {
             let kept = folder.keep();
             eprintln!("the cluster's logs and data are kept in {}", kept.display());
         }

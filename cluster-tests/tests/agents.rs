@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
 use cluster_tests::{Cluster, ClusterOptions, alive, by_id, children_of, eventually, get, shell};
+use futures::stream::{self, StreamExt};
 use sandkeeper_client::v1::create_sandbox_request::Expiry;
 use sandkeeper_client::{Code, v1};
 
@@ -174,4 +175,35 @@ async fn a_sandbox_expires_even_when_no_control_node_is_there() {
         }
     })
     .await;
+}
+
+/// More commands for one agent at once than its session holds: they flow on as there is room, and the node serves others
+/// meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_that_wait_start_on_one_agent_when_it_can_have_them() {
+    const COUNT: usize = 2_500;
+    let agent_flags = vec!["--runtime".into(), "simulated".into()];
+    let options = ClusterOptions { agents: 1, slots: 4_000, agent_flags, ..ClusterOptions::default() };
+    let cluster = Cluster::start_with(options).await;
+    let client = cluster.client();
+    let cordon = v1::CordonAgentRequest { agent_id: "a0".into(), ..v1::CordonAgentRequest::default() };
+    client.cordon_agent(cordon).await.unwrap();
+    let creates = (0..COUNT).map(|index| {
+        let request =
+            v1::CreateSandboxRequest { wait_for_capacity: true, ..shell(&format!("s{index}"), "true") };
+        let client = client.clone();
+        async move { client.create(request).await }
+    });
+    let created: Vec<_> = stream::iter(creates).buffer_unordered(64).collect().await;
+    assert!(created.iter().all(Result::is_ok));
+    let uncordon = v1::UncordonAgentRequest { agent_id: "a0".into(), ..v1::UncordonAgentRequest::default() };
+    client.uncordon_agent(uncordon).await.unwrap();
+    eventually("all of them run", || async {
+        let phases = vec![v1::Phase::Running.into()];
+        let request = v1::ListSandboxesRequest { phases, ..v1::ListSandboxesRequest::default() };
+        let running = client.list_all(request).await.map_err(|error| error.to_string())?.sandboxes.len();
+        if running == COUNT { Ok(()) } else { Err(format!("{running} of {COUNT}")) }
+    })
+    .await;
+    assert_eq!(cluster.wait_identical().await.allocated.unwrap().slots, COUNT as u64);
 }

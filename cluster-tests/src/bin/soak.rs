@@ -45,12 +45,15 @@ const STUCK: Duration = Duration::from_secs(60);
 #[derive(Debug, Parser)]
 #[command(name = "soak")]
 struct Args {
-    /// How many sandboxes
+    /// How many sandboxes at once
     #[arg(long, default_value_t = 100_000)]
     sandboxes: u64,
     /// How many simulated agents, in one process
     #[arg(long, default_value_t = 50)]
     agents: u64,
+    /// How often they all come and go: what grows from round to round is a leak, what does not is the allocator's store
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
     /// Calls in flight
     #[arg(long, default_value_t = 128)]
     concurrency: usize,
@@ -73,11 +76,20 @@ struct Sample {
 #[derive(Debug, Serialize)]
 struct Memory {
     process: String,
-    before: Sample,
-    all_running: Sample,
+    /// At each of the report's moments.
+    samples: Vec<Sample>,
     peak_bytes: u64,
-    all_gone: Sample,
-    all_forgotten: Sample,
+}
+
+/// How one round went.
+#[derive(Debug, Serialize)]
+struct Round {
+    creates_per_second: f64,
+    terminates_per_second: f64,
+    /// From the last terminate's answer until no node knew of a sandbox.
+    gone_after_seconds: f64,
+    /// From then until no request was remembered.
+    forgotten_after_seconds: f64,
 }
 
 /// A table that is not what it was.
@@ -94,12 +106,9 @@ struct Report {
     sandboxes: u64,
     agents: u64,
     concurrency: usize,
-    creates_per_second: f64,
-    terminates_per_second: f64,
-    /// From the last terminate's answer until no node knew of a sandbox.
-    gone_after_seconds: f64,
-    /// From then until no request was remembered.
-    forgotten_after_seconds: f64,
+    rounds: Vec<Round>,
+    /// When samples were taken.
+    moments: Vec<String>,
     memory: Vec<Memory>,
     left_over: Vec<Leftover>,
 }
@@ -110,10 +119,17 @@ type Tables = BTreeMap<String, u64>;
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
-    ensure!(args.sandboxes > 0 && args.agents > 0 && args.concurrency > 0, "nothing to do");
+    ensure!(
+        args.sandboxes > 0 && args.agents > 0 && args.concurrency > 0 && args.rounds > 0,
+        "nothing to do"
+    );
     let slots = args.sandboxes.div_ceil(args.agents);
     ensure!(slots <= MAX_SLOTS, "{slots} sandboxes for each agent are more than {MAX_SLOTS}: more --agents");
-    let report = Soak::start(&args, slots).await?.run(&args).await?;
+    let mut soak = Soak::start(&args, slots).await?;
+    let report = soak.run(&args).await.inspect_err(|_| soak.cluster.keep())?;
+    if !report.left_over.is_empty() {
+        soak.cluster.keep();
+    }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -155,62 +171,70 @@ impl Soak {
         Ok(soak)
     }
 
-    async fn run(self, args: &Args) -> anyhow::Result<Report> {
+    async fn run(&self, args: &Args) -> anyhow::Result<Report> {
         let client = self.cluster.client();
         let tables = self.tables().await?;
-        let before = self.samples();
+        let mut samples = vec![("before".to_owned(), self.samples())];
         self.say("the cluster is ready");
-
-        let began = Instant::now();
-        let ids = self.create_all(&client, args).await?;
-        let creates_per_second = per_second(args, began);
-        self.say(&format!("all created, {creates_per_second:.0} a second"));
-        let running = "sandkeeper_sandboxes{phase=\"RUNNING\"}";
-        self.until("all run", |tables| tables.get(running) == Some(&args.sandboxes)).await?;
-        let all_running = self.samples();
-        self.say("all run");
-
-        let began = Instant::now();
-        self.terminate_all(&client, args, ids).await?;
-        let terminates_per_second = per_second(args, began);
-        self.say(&format!("all terminated, {terminates_per_second:.0} a second"));
-        let began = Instant::now();
-        let sandboxes = |tables: &Tables| sum_of(tables, "sandkeeper_sandboxes{");
-        self.until("all are gone", |tables| sandboxes(tables) == 0).await?;
-        let gone_after_seconds = began.elapsed().as_secs_f64();
-        let all_gone = self.samples();
-        self.say(&format!("all are gone, {gone_after_seconds:.1} s later"));
-
-        let began = Instant::now();
-        let requests = |tables: &Tables| sum_of(tables, "sandkeeper_requests_remembered");
-        if let Err(why) = self.until("all requests are forgotten", |tables| requests(tables) == 0).await {
-            // What has not come back is named below.
-            self.say(&format!("{why:#}"));
+        let mut rounds = Vec::new();
+        for number in 1..=args.rounds {
+            rounds.push(self.round(&client, args, number, &mut samples).await?);
         }
-        let forgotten_after_seconds = began.elapsed().as_secs_f64();
-        self.say(&format!("all requests are forgotten, {forgotten_after_seconds:.1} s later"));
         let left_over = left_over(&tables, &self.tables().await?);
-        let all_forgotten = self.samples();
         self.bar.finish_and_clear();
         let memory = self.processes().into_iter().enumerate().map(|(index, (process, pid))| Memory {
             process,
-            before: before[index].clone(),
-            all_running: all_running[index].clone(),
+            samples: samples.iter().map(|(_, all)| all[index].clone()).collect(),
             peak_bytes: peak_resident_bytes(pid),
-            all_gone: all_gone[index].clone(),
-            all_forgotten: all_forgotten[index].clone(),
         });
         Ok(Report {
             sandboxes: args.sandboxes,
             agents: args.agents,
             concurrency: args.concurrency,
-            creates_per_second,
-            terminates_per_second,
-            gone_after_seconds,
-            forgotten_after_seconds,
+            rounds,
             memory: memory.collect(),
+            moments: samples.into_iter().map(|(moment, _)| moment).collect(),
             left_over,
         })
+    }
+
+    /// All come, and all go.
+    async fn round(
+        &self,
+        client: &Client,
+        args: &Args,
+        number: u32,
+        samples: &mut Vec<(String, Vec<Sample>)>,
+    ) -> anyhow::Result<Round> {
+        let began = Instant::now();
+        let ids = self.create_all(client, args, number).await?;
+        let creates_per_second = per_second(args, began);
+        self.say(&format!("all created, {creates_per_second:.0} a second"));
+        let running = "sandkeeper_sandboxes{phase=\"RUNNING\"}";
+        self.until("all run", |tables| tables.get(running) == Some(&args.sandboxes)).await?;
+        samples.push((format!("{number}: run"), self.samples()));
+
+        let began = Instant::now();
+        self.terminate_all(client, args, ids).await?;
+        let terminates_per_second = per_second(args, began);
+        self.say(&format!("all run, and all were terminated, {terminates_per_second:.0} a second"));
+        let began = Instant::now();
+        let sandboxes = |tables: &Tables| sum_of(tables, "sandkeeper_sandboxes{");
+        self.until("all are gone", |tables| sandboxes(tables) == 0).await?;
+        let gone_after_seconds = began.elapsed().as_secs_f64();
+        samples.push((format!("{number}: gone"), self.samples()));
+        self.say(&format!("all are gone, {gone_after_seconds:.1} s later"));
+
+        let began = Instant::now();
+        let requests = |tables: &Tables| sum_of(tables, "sandkeeper_requests_remembered");
+        match self.until("all requests are forgotten", |tables| requests(tables) == 0).await {
+            Ok(()) => self.say("all requests are forgotten"),
+            // What has not come back is named in the report.
+            Err(why) => self.say(&format!("{why:#}")),
+        }
+        samples.push((format!("{number}: forgotten"), self.samples()));
+        let forgotten_after_seconds = began.elapsed().as_secs_f64();
+        Ok(Round { creates_per_second, terminates_per_second, gone_after_seconds, forgotten_after_seconds })
     }
 
     fn say(&self, what: &str) {
@@ -220,10 +244,10 @@ impl Soak {
         self.bar.set_message(what.to_owned());
     }
 
-    async fn create_all(&self, client: &Client, args: &Args) -> anyhow::Result<Vec<String>> {
+    async fn create_all(&self, client: &Client, args: &Args, round: u32) -> anyhow::Result<Vec<String>> {
         self.bar.reset();
         let creates = stream::iter(0..args.sandboxes).map(|index| async move {
-            let created = client.create(shell(&format!("soak-{index}"), "sleep 600")).await?;
+            let created = client.create(shell(&format!("soak-{round}-{index}"), "sleep 600")).await?;
             self.bar.inc(1);
             Ok::<_, anyhow::Error>(created.sandbox.context("a create is answered with a sandbox")?.sandbox_id)
         });
@@ -324,26 +348,20 @@ impl Report {
     fn memory_table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
-        table.set_header([
-            "resident MiB",
-            "before",
-            "all run",
-            "peak",
-            "all gone",
-            "forgotten",
-            "open files",
-        ]);
+        let moments = self.moments.iter().map(String::as_str);
+        table.set_header(["resident MiB"].into_iter().chain(moments).chain(["peak", "open files"]));
         let mib = |bytes: u64| format!("{:.0}", bytes as f64 / (1024.0 * 1024.0));
-        for memory in &self.memory {
-            table.add_row([
-                memory.process.clone(),
-                mib(memory.before.resident_bytes),
-                mib(memory.all_running.resident_bytes),
-                mib(memory.peak_bytes),
-                mib(memory.all_gone.resident_bytes),
-                mib(memory.all_forgotten.resident_bytes),
-                format!("{} → {}", memory.before.open_files, memory.all_forgotten.open_files),
-            ]);
+        for Memory { process, samples, peak_bytes } in &self.memory {
+            let mut row = vec![process.clone()];
+            row.extend(samples.iter().map(|sample| mib(sample.resident_bytes)));
+            row.push(mib(*peak_bytes));
+            let files: Vec<_> = [samples.first(), samples.last()]
+                .into_iter()
+                .flatten()
+                .map(|sample| sample.open_files.to_string())
+                .collect();
+            row.push(files.join(" → "));
+            table.add_row(row);
         }
         table
     }
