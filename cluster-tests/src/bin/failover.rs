@@ -10,12 +10,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use clap::Parser;
-use cluster_tests::{Cluster, ClusterOptions, by_id, shell};
+use cluster_tests::{Cluster, ClusterOptions, by_id, eventually, scrape, shell};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
+use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use sandkeeper_client::{Client, v1};
 use serde::Serialize;
+
+/// Slots for the creates that are timed.
+const SPARE_SLOTS: u64 = 16;
+/// Creates in flight while the cluster is filled.
+const CONCURRENCY: usize = 64;
 
 /// Kill the leader of a cluster with default settings again and again, and time the next acknowledged create
 #[derive(Debug, Parser)]
@@ -27,6 +33,12 @@ struct Args {
     /// Control nodes
     #[arg(long, default_value_t = 3)]
     nodes: usize,
+    /// Sandboxes that run all the while: what a new leader has to look after
+    #[arg(long, default_value_t = 0)]
+    sandboxes: u64,
+    /// Simulated agents, in one process
+    #[arg(long, default_value_t = 2)]
+    agents: u64,
     /// More flags for the servers, as one text; none: default settings
     #[arg(long, default_value = "", allow_hyphen_values = true)]
     server_flags: String,
@@ -50,6 +62,8 @@ struct Kill {
 #[derive(Debug, Serialize)]
 struct Report {
     nodes: usize,
+    sandboxes: u64,
+    agents: u64,
     server_flags: String,
     kills: Vec<Kill>,
     min_millis: f64,
@@ -63,19 +77,22 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     ensure!(args.kills > 0, "--kills has to be at least 1");
     ensure!(args.nodes >= 3, "--nodes has to be at least 3: fewer have no majority without their leader");
+    ensure!(args.agents > 0, "--agents has to be at least 1");
+    let words = |flags: &str| flags.split_whitespace().map(str::to_owned).collect();
     let options = ClusterOptions {
         nodes: args.nodes,
-        slots: 64,
-        server_flags: args.server_flags.split_whitespace().map(str::to_owned).collect(),
-        agent_flags: ["--runtime", "simulated"].map(str::to_owned).to_vec(),
-        ..ClusterOptions::default()
+        agents: 1,
+        slots: args.sandboxes.div_ceil(args.agents) + SPARE_SLOTS,
+        server_flags: words(&args.server_flags),
+        agent_flags: words(&format!("--runtime simulated --count {}", args.agents)),
     };
     let bar = progress(args.kills as u64);
     bar.set_message("starting a cluster");
     let mut cluster = Cluster::start_with(options).await;
+    fill(&cluster, &args, &bar).await?;
     let mut kills = Vec::new();
     for number in 1..=args.kills {
-        let kill = kill_leader(&mut cluster, number, &bar).await?;
+        let kill = kill_leader(&mut cluster, &args, number, &bar).await?;
         if !args.json {
             let Kill { leader, client_of, millis, .. } = &kill;
             bar.suspend(|| {
@@ -101,9 +118,40 @@ fn progress(steps: u64) -> ProgressBar {
     ProgressBar::new(steps).with_style(style)
 }
 
-async fn kill_leader(cluster: &mut Cluster, number: usize, bar: &ProgressBar) -> anyhow::Result<Kill> {
-    bar.set_message("waiting until the cluster is whole");
+/// Creates what is to run all the while.
+async fn fill(cluster: &Cluster, args: &Args, bar: &ProgressBar) -> anyhow::Result<()> {
+    whole(cluster, args).await;
+    bar.set_message(format!("creating {} sandboxes", args.sandboxes));
+    let client = &cluster.client();
+    let creates = stream::iter(0..args.sandboxes)
+        .map(|index| async move { client.create(shell(&format!("stays-{index}"), "sleep 600")).await });
+    creates.buffer_unordered(CONCURRENCY).try_collect::<Vec<_>>().await?;
+    Ok(())
+}
+
+/// Waits until all nodes follow one leader, and have sessions with all agents.
+async fn whole(cluster: &Cluster, args: &Args) {
     cluster.wait_ready().await;
+    eventually("all agents have sessions with all nodes", || async {
+        for node in &cluster.nodes {
+            let sessions = scrape(&node.http).await?.get("sandkeeper_agent_sessions").copied();
+            if sessions.map(|count| count as u64) != Some(args.agents) {
+                return Err(format!("{} has {sessions:?} of {}", node.name, args.agents));
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+async fn kill_leader(
+    cluster: &mut Cluster,
+    args: &Args,
+    number: usize,
+    bar: &ProgressBar,
+) -> anyhow::Result<Kill> {
+    bar.set_message("waiting until the cluster is whole");
+    whole(cluster, args).await;
     cluster.wait_identical().await;
     let leader = cluster.wait_leader().await;
     // By turns the client's own node is the leader, or another one. It is a new client, with a connection to it.
@@ -159,6 +207,8 @@ impl Report {
         sorted.sort_by(f64::total_cmp);
         Self {
             nodes: args.nodes,
+            sandboxes: args.sandboxes,
+            agents: args.agents,
             server_flags: args.server_flags.clone(),
             min_millis: quantile(&sorted, 0.0),
             median_millis: quantile(&sorted, 0.5),
