@@ -11,10 +11,10 @@ pub const DEFAULT_PEER_PORT: u16 = 7601;
 /// `/metrics`, `/healthz`, `/readyz`.
 pub const DEFAULT_HTTP_PORT: u16 = 7602;
 /// The leader speaks this often: several times within [`DEFAULT_ELECTION`], so that one lost message elects nobody.
-pub const DEFAULT_HEARTBEAT: Duration = Duration::from_millis(40);
+pub const DEFAULT_HEARTBEAT: Duration = Duration::from_millis(50);
 /// A follower stands for election when it has heard nothing for the longer time (the leader's lease) and a random time
-/// between both: 300 to 400 ms. A pre-vote goes before, so a node that was starved alone disturbs nobody.
-pub const DEFAULT_ELECTION: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(200));
+/// between both: 390 to 520 ms. A pre-vote goes before, so a node that was starved alone disturbs nobody.
+pub const DEFAULT_ELECTION: (Duration, Duration) = (Duration::from_millis(130), Duration::from_millis(260));
 /// Log entries kept behind the snapshot: the history that watches, audit and time travel read.
 pub const DEFAULT_RETAIN_ENTRIES: u64 = 1_000_000;
 /// A snapshot is made when more log than this (and more than the last snapshot's size) was written since the last.

@@ -78,10 +78,10 @@ pub struct ServerArgs {
     /// How long request ids are remembered after their sandbox is gone [default: 10m]
     #[arg(long, env = "SANDKEEPER_REQUEST_RETENTION", value_name = "DURATION", value_parser = parse::duration, hide_env_values = true)]
     request_retention: Option<Duration>,
-    /// The leader speaks this often [default: 40]
+    /// The leader speaks this often [default: 50]
     #[arg(long, env = "SANDKEEPER_HEARTBEAT_MS", value_name = "MS", hide_env_values = true)]
     heartbeat_ms: Option<u64>,
-    /// A follower that hears nothing for this long stands for election [default: 100-200]
+    /// A follower that hears nothing for this long stands for election [default: 130-260]
     #[arg(long, env = "SANDKEEPER_ELECTION_MS", value_name = "LOW-HIGH", value_parser = parse::range_millis, hide_env_values = true)]
     election_ms: Option<(Duration, Duration)>,
     #[command(flatten)]
