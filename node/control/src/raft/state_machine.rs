@@ -189,6 +189,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 let (entry, responder) = item?;
                 let applied = self.apply_one(entry)?;
                 answers.extend(responder.map(|responder| (responder, applied)));
+                // An entry can hold thousands of events. Raft itself may wait behind this task on its thread, and its
+                // heartbeats must not.
+                yield_now().await;
             }
             self.publish(&mut answers)?;
             yield_now().await;
