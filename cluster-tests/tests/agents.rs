@@ -12,6 +12,14 @@ fn impatient() -> ClusterOptions {
     ClusterOptions { server_flags, ..ClusterOptions::default() }
 }
 
+/// A sandbox that runs, and the index of its agent.
+async fn running_web(cluster: &Cluster) -> (v1::Sandbox, usize) {
+    let created = cluster.client().create(shell("web", "sleep 600")).await.unwrap();
+    let sandbox = cluster.wait_phase(&created.sandbox.unwrap().sandbox_id, v1::Phase::Running).await;
+    let index = agent_index(&sandbox);
+    (sandbox, index)
+}
+
 fn agent_index(sandbox: &v1::Sandbox) -> usize {
     sandbox.agent_id.trim_start_matches('a').parse().unwrap()
 }
@@ -57,9 +65,7 @@ async fn sandboxes_outlive_their_agent_and_are_taken_up_again_with_their_exit_st
 async fn an_agent_that_is_gone_for_good_keeps_its_allocation_until_it_is_removed() {
     let mut cluster = Cluster::start_with(impatient()).await;
     let client = cluster.client();
-    let sandbox = client.create(shell("web", "sleep 600")).await.unwrap().sandbox.unwrap();
-    let sandbox = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
-    let index = agent_index(&sandbox);
+    let (sandbox, index) = running_web(&cluster).await;
     cluster.kill_agent(index);
     let lost = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Lost).await;
     assert_eq!(lost.generation, 1);
@@ -106,10 +112,7 @@ async fn an_agent_that_is_gone_for_good_keeps_its_allocation_until_it_is_removed
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_was_lost_and_returns_has_its_sandboxes_running_again() {
     let mut cluster = Cluster::start_with(impatient()).await;
-    let client = cluster.client();
-    let sandbox = client.create(shell("web", "sleep 600")).await.unwrap().sandbox.unwrap();
-    let sandbox = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
-    let index = agent_index(&sandbox);
+    let (sandbox, index) = running_web(&cluster).await;
     cluster.kill_agent(index);
     cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Lost).await;
     cluster.start_agent(index);
@@ -122,9 +125,7 @@ async fn an_agent_that_was_lost_and_returns_has_its_sandboxes_running_again() {
 async fn an_agent_whose_ledger_was_wiped_is_taken_back_when_the_operator_vouches() {
     let mut cluster = Cluster::start_with(impatient()).await;
     let client = cluster.client();
-    let sandbox = client.create(shell("web", "sleep 600")).await.unwrap().sandbox.unwrap();
-    let sandbox = cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Running).await;
-    let index = agent_index(&sandbox);
+    let (sandbox, index) = running_web(&cluster).await;
     cluster.kill_agent(index);
     cluster.wait_phase(&sandbox.sandbox_id, v1::Phase::Lost).await;
     std::fs::rename(&cluster.agents[index].data_dir, cluster.folder().join("old")).unwrap();

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use futures::StreamExt;
 use sandkeeper_proto::internal::{ForwardRequest, ForwardResponse};
 use sandkeeper_statemachine::Request;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +20,9 @@ use crate::decider::MAX_QUEUED_COMMANDS;
 use crate::raft::codec;
 use crate::raft::peers::Peers;
 use crate::raft::types::{Member, NodeId};
+
+/// How long the leader may take to open the stream.
+const OPENING: Duration = Duration::from_secs(2);
 
 /// A command that waits for the leader's answer.
 struct Pending {
@@ -91,34 +95,44 @@ async fn run(peers: &Peers, leader: NodeId, member: &Member, mut waiting: mpsc::
         Err(error) => return error.to_string(),
     };
     let (outbound, requests) = mpsc::channel(256);
-    let mut answers = match client.forward(ReceiverStream::new(requests)).await {
-        Ok(answers) => answers.into_inner(),
-        Err(status) => return status.to_string(),
+    let mut answers = match timeout(OPENING, client.forward(ReceiverStream::new(requests))).await {
+        Ok(Ok(answers)) => answers.into_inner(),
+        Ok(Err(status)) => return status.to_string(),
+        Err(_) => return "the leader does not open the stream".into(),
     };
     let mut pending: BTreeMap<u64, oneshot::Sender<Forwarded>> = BTreeMap::new();
     let mut next_id = 0;
     loop {
+        if pending.len() >= MAX_QUEUED_COMMANDS {
+            pending.retain(|_, reply| !reply.is_closed());
+        }
+        // Nothing is waited for inside of an arm: answers are always read, so the leader can always answer, and read on.
         tokio::select! {
             answer = answers.next() => match answer {
                 Some(Ok(answer)) => give(&answer, &mut pending),
                 Some(Err(status)) => return status.to_string(),
                 None => return "the leader ended it".into(),
             },
-            waiter = waiting.recv(), if pending.len() < MAX_QUEUED_COMMANDS => {
-                let Some(waiter) = waiter else { return "no longer needed".into() };
+            next = next_command(&outbound, &mut waiting), if pending.len() < MAX_QUEUED_COMMANDS => {
+                let Some((place, waiter)) = next else { return "no longer needed".into() };
                 next_id += 1;
                 let left = waiter.deadline.saturating_duration_since(Instant::now());
                 let deadline_millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
                 let request = ForwardRequest { id: next_id, command: waiter.command, deadline_millis };
-                // Whoever has given up since is not kept in mind.
-                pending.retain(|_, reply| next_id % 1_024 != 0 || !reply.is_closed());
                 pending.insert(next_id, waiter.reply);
-                if outbound.send(request).await.is_err() {
-                    return "the leader takes nothing more".into();
-                }
+                place.send(request);
             }
         }
     }
+}
+
+/// A place in the stream, and a command for it; None: the stream or its need has ended.
+async fn next_command<'a>(
+    outbound: &'a mpsc::Sender<ForwardRequest>,
+    waiting: &mut mpsc::Receiver<Pending>,
+) -> Option<(mpsc::Permit<'a, ForwardRequest>, Pending)> {
+    let place = outbound.reserve().await.ok()?;
+    Some((place, waiting.recv().await?))
 }
 
 fn give(answer: &ForwardResponse, pending: &mut BTreeMap<u64, oneshot::Sender<Forwarded>>) {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sandkeeper_statemachine::{Outcome, Rejection, Request, Term};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -18,9 +18,13 @@ use link::Link;
 
 use crate::decider::{Answer, Full, QueueSender, Undecided};
 use crate::raft::node::RaftNode;
+use crate::raft::types::NodeId;
 
 /// The pause before a command that was not decided is tried again: about the time in which an election moves on.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// How often it is looked whether the leader that was asked still leads, while its answer is awaited.
+const LEADER_LOOK: Duration = Duration::from_millis(50);
 
 /// Why a command has no outcome.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -136,7 +140,10 @@ impl Commands {
             Some((id, _)) if id == raft.local().node_id => {
                 Forwarded::Undecided("this node was elected, and is catching up".into())
             }
-            Some((id, member)) => link.send(id, &member, request, deadline).await,
+            Some((id, member)) => tokio::select! {
+                answer = link.send(id, &member, request, deadline) => answer,
+                () = replaced(raft, id) => Forwarded::Undecided(format!("{member} leads no more")),
+            },
             None => Forwarded::Undecided("no leader is known".into()),
         }
     }
@@ -152,6 +159,14 @@ impl Commands {
             status.term,
             status.members.len()
         ))
+    }
+}
+
+/// Ends when this node knows of no leader, or of another one than `leader`. A leader that hangs closes no connection; its
+/// successor can be asked at once.
+async fn replaced(raft: &RaftNode, leader: NodeId) {
+    while raft.leader().is_some_and(|(id, _)| id == leader) {
+        sleep(LEADER_LOOK).await;
     }
 }
 

@@ -112,14 +112,10 @@ pub async fn run(
         next_housekeeping: Instant::now(),
     };
     let ended = decider.serve(queue, &stop).await;
-    // What is in flight is waited for: an entry of ours that commits is answered truly, even now.
-    // What stands behind a failed one rests on it, though, and a confirmation of its own does not mend that.
-    let mut sound = ended.is_ok();
-    while let Some((batch, fate)) = decider.in_flight.next().await {
-        sound = sound && batch.holds(&fate);
-        let void =
-            || Undecided("an entry that the answer rests on was skipped, or its fate is not known".into());
-        batch.answer(if sound { fate } else { Err(void()) });
+    // Whoever comes meanwhile is not kept waiting for the fate of others: it may be long until that is known.
+    tokio::select! {
+        () = decider.drain(ended.is_ok()) => {}
+        () = queue.refuse_all("the decider of this node is ending") => {}
     }
     match ended {
         Ok(()) => info!(term, "the decider ends"),
@@ -169,6 +165,18 @@ impl Decider {
                     self.decide(commands, Vec::new()).await?;
                 }
             }
+        }
+    }
+
+    /// What is in flight is waited for: an entry of ours that commits is answered truly, even now. What stands behind a
+    /// failed one rests on it, though, and a confirmation of its own does not mend that.
+    async fn drain(&mut self, mut sound: bool) {
+        while let Some((batch, fate)) = self.in_flight.next().await {
+            sound = sound && batch.holds(&fate);
+            let void = || {
+                Undecided("an entry that the answer rests on was skipped, or its fate is not known".into())
+            };
+            batch.answer(if sound { fate } else { Err(void()) });
         }
     }
 

@@ -286,6 +286,19 @@ async fn what_another_term_has_observed_is_not_decided() {
     assert!(own.await.unwrap().unwrap().is_ok());
 }
 
+/// The fate of what a deposed leader has in flight may be unknown for long.
+#[tokio::test]
+async fn who_comes_while_a_decider_ends_is_not_kept_waiting() {
+    let bench = Bench::new(4);
+    let first = bench.push(create("a", "r1"));
+    let (entry, fate) = bench.proposal().await;
+    bench.stop.cancel();
+    let late = bench.push(create("b", "r2"));
+    assert!(late.await.unwrap().is_err(), "it may go to the next leader");
+    fate.send(Ok(done(&entry))).unwrap();
+    assert!(first.await.unwrap().unwrap().is_ok(), "what was in flight is answered truly");
+}
+
 #[tokio::test]
 async fn the_queue_is_bounded_by_commands_and_by_bytes() {
     let deadline = Instant::now() + Duration::from_secs(60);
