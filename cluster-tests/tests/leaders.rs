@@ -1,10 +1,12 @@
 //! Leaders that die, stop, and come back.
 #![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use cluster_tests::{Cluster, ClusterOptions, by_id, by_name, children_of, eventually, get, shell};
+use cluster_tests::{Cluster, ClusterOptions, by_id, by_name, children_of, eventually, get, scrape, shell};
 use futures::future::join_all;
+use sandkeeper_client::v1::create_sandbox_request::Expiry;
 use sandkeeper_client::{Client, ClientError, v1};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -267,4 +269,38 @@ async fn a_fourth_node_joins_as_learner_then_voter_and_leaves_again() {
     client.remove_member("n3").await.unwrap();
     cluster.kill_node(3);
     assert_eq!(client.list_members(v1::ReadOptions::default()).await.unwrap().members.len(), 3);
+}
+
+/// A new leader learns from the agents' inventories what they were told; a burst of commands for each sandbox that runs
+/// would starve it just when it has to hold its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_leader_tells_agents_only_what_they_do_not_know() {
+    const COUNT: usize = 300;
+    let options = ClusterOptions { slots: 256, agent_flags: simulated(), ..ClusterOptions::default() };
+    let mut cluster = Cluster::start_with(options).await;
+    let client = cluster.client();
+    let creates = (0..COUNT).map(|index| client.create(shell(&format!("s{index}"), "true")));
+    join_all(creates).await.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
+    let ttl = Expiry::Ttl(prost_types::Duration { seconds: 3600, nanos: 0 });
+    client.create(v1::CreateSandboxRequest { expiry: Some(ttl), ..shell("ends", "true") }).await.unwrap();
+    let running = |client: Client| async move {
+        let phases = vec![v1::Phase::Running.into()];
+        let request = v1::ListSandboxesRequest { phases, ..v1::ListSandboxesRequest::default() };
+        let running = client.list_all(request).await.map_err(|error| error.to_string())?.sandboxes.len();
+        if running == COUNT + 1 { Ok(()) } else { Err(format!("{running} run")) }
+    };
+    eventually("all run", || running(client.clone())).await;
+    let leader = cluster.wait_leader().await;
+    cluster.kill_node(leader);
+    let leader = cluster.wait_leader().await;
+    // An agent is given something new only after its inventory has been looked at.
+    let mut agents = BTreeSet::new();
+    for index in 0..8 {
+        let late = client.create(shell(&format!("late-{index}"), "true")).await.unwrap().sandbox.unwrap();
+        agents.insert(cluster.wait_phase(&late.sandbox_id, v1::Phase::Running).await.agent_id);
+    }
+    assert_eq!(agents.len(), 2, "both agents have got some: {agents:?}");
+    let metrics = scrape(&cluster.nodes[leader].http).await.unwrap();
+    let told = metrics.get("sandkeeper_applier_calls_total{call=\"update\"}").copied();
+    assert_eq!(told, Some(1.0), "the one that has an end is told how much of its time is left");
 }

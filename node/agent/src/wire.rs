@@ -141,6 +141,8 @@ fn describe(sandbox: &Sandbox, host: &str) -> v1::SandboxReport {
         sandbox_id: spec.sandbox_id.clone(),
         generation: sandbox.generation,
         state: state.into(),
+        expires: sandbox.order.expires_at.is_some(),
+        leased: sandbox.order.leased,
         exit_code,
         reason,
         endpoints,

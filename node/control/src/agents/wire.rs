@@ -1,9 +1,12 @@
 //! The agents' wire types and the core's.
 
 use sandkeeper_proto::v1;
-use sandkeeper_statemachine::{AgentSpec, Capacity, Incarnation, InvalidName, Label, SandboxId};
+use sandkeeper_statemachine::{
+    AgentSpec, Capacity, FailurePolicy, Generation, Incarnation, InvalidName, Label, Sandbox, SandboxId,
+};
 use uuid::Uuid;
 
+use crate::api::convert::resources;
 use crate::applier::Actual;
 
 /// What a hello says of an agent.
@@ -38,6 +41,32 @@ fn named<T>(field: &str, parsed: Result<T, InvalidName>) -> Result<T, String> {
 
 pub(crate) fn incarnation(incarnation: Incarnation) -> v1::Incarnation {
     v1::Incarnation { ledger_id: incarnation.ledger.to_string(), start: incarnation.start }
+}
+
+/// The command to create a generation of a sandbox. `remaining`: of its time, nanoseconds; None: no end.
+pub(crate) fn create_command(
+    sandbox: &Sandbox,
+    generation: Generation,
+    remaining: Option<i64>,
+) -> v1::CreateCommand {
+    let spec = &sandbox.spec;
+    v1::CreateCommand {
+        sandbox_id: sandbox.id.to_string(),
+        generation,
+        namespace: spec.name.namespace.to_string(),
+        name: spec.name.name.to_string(),
+        create_timestamp: sandbox.created.0,
+        image: spec.image.clone(),
+        command: spec.command.clone(),
+        args: spec.args.clone(),
+        envs: spec.envs.clone(),
+        working_dir: spec.working_dir.clone(),
+        exposed_ports: spec.ports.iter().map(|port| i32::from(*port)).collect(),
+        resources: Some(resources(spec.resources)),
+        labels: sandbox.status.labels.clone(),
+        expires_in_nanos: remaining,
+        leased: sandbox.status.failure_policy == FailurePolicy::AutoRecreate,
+    }
 }
 
 /// What a report says; `None` inside: that it is not there. `Err`: it is not a report that an agent of ours makes.

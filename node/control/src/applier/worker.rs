@@ -240,7 +240,14 @@ impl Worker {
             view.sent = known.sent;
         }
         for report in std::mem::take(&mut self.parts) {
-            note(&mut view, &report);
+            // Of one without an end it is known what the agent was told. (How much of its time another is told to have
+            // left can't be compared exactly: it is told once more.)
+            if let Some(id) = note(&mut view, &report)
+                && !report.expires
+            {
+                let told = Told { generation: report.generation, expire_time: None, leased: report.leased };
+                self.told.entry(id).or_insert(told);
+            }
         }
         debug!(agent = %self.session.spec.agent_id, sandboxes = view.actual.len(), "inventory");
         self.view = Some(view);
@@ -304,7 +311,7 @@ impl Worker {
         match step {
             Step::Create(generation) => {
                 let Some(sandbox) = state.sandbox(id) else { return };
-                let create = self.create_command(sandbox, generation);
+                let create = wire::create_command(sandbox, generation, self.remaining(sandbox));
                 if self.command(id, generation, SentKind::Create, Body::Create(create)) {
                     self.told.insert(id.clone(), Told::of(sandbox, generation));
                 }
@@ -440,31 +447,6 @@ impl Worker {
         again.extend(self.orphans.keys().cloned());
         again.append(&mut self.undecided);
         self.reconcile(state, again);
-    }
-
-    fn create_command(&self, sandbox: &Sandbox, generation: Generation) -> v1::CreateCommand {
-        let spec = &sandbox.spec;
-        let some = |value: u64| (value > 0).then(|| i64::try_from(value).unwrap_or(i64::MAX));
-        v1::CreateCommand {
-            sandbox_id: sandbox.id.to_string(),
-            generation,
-            namespace: spec.name.namespace.to_string(),
-            name: spec.name.name.to_string(),
-            create_timestamp: sandbox.created.0,
-            image: spec.image.clone(),
-            command: spec.command.clone(),
-            args: spec.args.clone(),
-            envs: spec.envs.clone(),
-            working_dir: spec.working_dir.clone(),
-            exposed_ports: spec.ports.iter().map(|port| i32::from(*port)).collect(),
-            resources: Some(v1::Resources {
-                cpu_millis: some(spec.resources.cpu_millis),
-                memory_bytes: some(spec.resources.memory_bytes),
-            }),
-            labels: sandbox.status.labels.clone(),
-            expires_in_nanos: self.remaining(sandbox),
-            leased: sandbox.status.failure_policy == FailurePolicy::AutoRecreate,
-        }
     }
 
     /// What remains of a sandbox's time, nanoseconds, as the leader counts.

@@ -82,7 +82,7 @@ fn unknown_value(value: i32) -> String {
     format!("{value} is no value that this version knows")
 }
 
-fn resources(wire: Resources) -> v1::Resources {
+pub(crate) fn resources(wire: Resources) -> v1::Resources {
     let given = |value: u64| (value > 0).then(|| i64::try_from(value).unwrap_or(i64::MAX));
     v1::Resources { cpu_millis: given(wire.cpu_millis), memory_bytes: given(wire.memory_bytes) }
 }
