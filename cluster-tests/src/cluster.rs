@@ -1,6 +1,5 @@
 //! A cluster of real processes in a temporary folder.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use sandkeeper_client::{Client, ClientError, v1};
 use tempfile::TempDir;
 
 use crate::wait::{LONG, eventually};
-use crate::{Process, binary};
+use crate::{Ports, Process, binary};
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -69,6 +68,8 @@ pub struct Cluster {
     pub agents: Vec<AgentProcess>,
     options: ClusterOptions,
     folder: Option<TempDir>,
+    /// Held, so that a node that was killed finds them again.
+    ports: Vec<Ports>,
     /// Whether logs and data stay when it is dropped.
     kept: bool,
 }
@@ -86,8 +87,9 @@ impl Cluster {
     pub async fn start_with(options: ClusterOptions) -> Self {
         let folder =
             tempfile::Builder::new().prefix("sandkeeper-test-").tempdir().expect("a temporary folder");
-        let mut ports = free_ports(options.nodes * 3).into_iter();
-        let mut address = || format!("127.0.0.1:{}", ports.next().expect("as many as were asked for"));
+        let ports = Ports::take(options.nodes * 3);
+        let mut addresses = ports.addresses().into_iter();
+        let mut address = || addresses.next().expect("as many as were asked for");
         let nodes = (0..options.nodes).map(|index| NodeProcess {
             name: format!("n{index}"),
             api: address(),
@@ -103,7 +105,8 @@ impl Cluster {
             process: None,
         });
         let agents = agents.collect();
-        let mut cluster = Self { nodes, agents, options, folder: Some(folder), kept: false };
+        let ports = vec![ports];
+        let mut cluster = Self { nodes, agents, options, folder: Some(folder), ports, kept: false };
         for index in 0..cluster.nodes.len() {
             cluster.start_node(index);
         }
@@ -153,15 +156,16 @@ impl Cluster {
 
     /// Starts one more control node, with an empty data directory, that is to join.
     pub fn add_node(&mut self) {
-        let ports = free_ports(3);
+        let ports = Ports::take(3);
+        let addresses = ports.addresses();
+        self.ports.push(ports);
         let index = self.nodes.len();
-        let address = |port: u16| format!("127.0.0.1:{port}");
         let joins: Vec<_> = self.nodes.iter().map(|node| node.peer.clone()).collect();
         let node = NodeProcess {
             name: format!("n{index}"),
-            api: address(ports[0]),
-            peer: address(ports[1]),
-            http: address(ports[2]),
+            api: addresses[0].clone(),
+            peer: addresses[1].clone(),
+            http: addresses[2].clone(),
             data_dir: self.folder().join(format!("n{index}")),
             process: None,
         };
@@ -232,6 +236,14 @@ impl Cluster {
         }
     }
 
+    /// What answers in place of a node that ended by itself would be another's.
+    fn assert_runs(&self, index: usize) {
+        let NodeProcess { name, process, .. } = &self.nodes[index];
+        let runs = process.as_ref().is_some_and(|process| crate::alive(process.pid().cast_signed()));
+        let log = self.folder().join(format!("{name}.log"));
+        assert!(runs, "{name} has ended by itself: {}", std::fs::read_to_string(log).unwrap_or_default());
+    }
+
     /// The nodes whose processes run.
     pub fn running(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|index| self.nodes[*index].process.is_some()).collect()
@@ -248,6 +260,7 @@ impl Cluster {
         eventually("a leader", || async {
             let mut leaders = Vec::new();
             for index in among {
+                self.assert_runs(*index);
                 let client = self.client_of(&[*index]).with_deadline(Duration::from_secs(2));
                 leaders.push(client.status().await.map_err(|error| error.to_string())?.leader);
             }
@@ -420,23 +433,4 @@ fn kill_shims(folder: &Path) {
 
 fn own_pid() -> i32 {
     std::process::id().cast_signed()
-}
-
-/// Ports that are free now, and not in the range from which the kernel gives ports to clients.
-pub fn free_ports(count: usize) -> Vec<u16> {
-    let mut ports = Vec::new();
-    let mut held = Vec::new();
-    // Tests run side by side in one process and in several: a random start keeps them apart.
-    let seed = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |now| now.subsec_nanos());
-    let mut port = 10_000 + u16::try_from((seed ^ std::process::id().rotate_left(7)) % 20_000).unwrap_or(0);
-    while ports.len() < count {
-        port = if port >= 32_000 { 10_000 } else { port + 1 };
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            held.push(listener);
-            ports.push(port);
-        }
-    }
-    ports
 }

@@ -9,6 +9,7 @@
 mod binary;
 mod cluster;
 mod ended;
+mod ports;
 mod process;
 mod raw;
 mod scrape;
@@ -16,10 +17,9 @@ mod standing;
 mod wait;
 
 pub use binary::binary;
-pub use cluster::{
-    AgentProcess, Cluster, ClusterOptions, NodeProcess, by_id, by_name, free_ports, get, shell,
-};
+pub use cluster::{AgentProcess, Cluster, ClusterOptions, NodeProcess, by_id, by_name, get, shell};
 pub use ended::{Ended, run_program, run_to_end};
+pub use ports::Ports;
 pub use process::{Process, alive, children_of, open_files, peak_resident_bytes, resident_bytes};
 pub use raw::{Raw, Refused, refused};
 pub use scrape::{http_get, scrape};

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use cluster_tests::{Cluster, ClusterOptions, Ended, free_ports, run_to_end, shell};
+use cluster_tests::{Cluster, ClusterOptions, Ended, Ports, run_to_end, shell};
 use sandkeeper_client::v1;
 
 fn flags(text: &str) -> Vec<String> {
@@ -207,7 +207,8 @@ async fn nodes_that_can_not_form_one_cluster_say_why() {
         run_to_end(line).await.failed_saying(&["can't enter its cluster", why]);
     }
 
-    let peers: Vec<_> = free_ports(2).into_iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let ports = Ports::take(2);
+    let peers = ports.addresses();
     let twin = |index: usize| {
         let mut line =
             flags("server --listen-api 127.0.0.1:0 --listen-http 127.0.0.1:0 --bootstrap-expect 2");
