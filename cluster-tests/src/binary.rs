@@ -33,6 +33,9 @@ fn build() -> PathBuf {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
+    if cfg!(feature = "jemalloc") {
+        cargo.args(["--features", "jemalloc"]);
+    }
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs, as it runs this test");
     assert!(output.status.success(), "the binary under test does not build");
     Message::parse_stream(&output.stdout[..])

@@ -31,8 +31,8 @@ pub struct Entry {
     pub decided_term: Term,
     /// The time of the first event; event i has `time + i` nanoseconds.
     pub time: Timestamp,
-    /// In the order of the history.
-    pub events: Vec<Event>,
+    /// In the order of the history. Without spare room: many entries are held for long.
+    pub events: Box<[Event]>,
     encoded: Bytes,
 }
 
@@ -78,18 +78,25 @@ impl Entry {
         events: Vec<Event>,
         mut body: Vec<u8>,
     ) -> Self {
+        let events = events.into_boxed_slice();
         let count = u32::try_from(events.len()).expect("the size of an entry bounds its events");
         body[0] = ENTRY_FORMAT;
         body[1..9].copy_from_slice(&base_revision.to_le_bytes());
         body[9..17].copy_from_slice(&decided_term.to_le_bytes());
         body[17..25].copy_from_slice(&time.0.to_le_bytes());
         body[25..29].copy_from_slice(&count.to_le_bytes());
-        Self { base_revision, decided_term, time, events, encoded: body.into() }
+        Self { base_revision, decided_term, time, events, encoded: body.into_boxed_slice().into() }
     }
 
     /// The encoded form.
     pub fn encoded(&self) -> &Bytes {
         &self.encoded
+    }
+
+    /// About how much memory it takes, bytes: the encoded form; the events themselves; and their strings, which are
+    /// most of the encoded form once more.
+    pub fn memory_bytes(&self) -> usize {
+        2 * self.encoded.len() + size_of_val(&*self.events)
     }
 
     /// Reads the encoded form.
@@ -122,7 +129,7 @@ impl Entry {
             base_revision: u64_at(fixed, 1),
             decided_term: u64_at(fixed, 9),
             time: Timestamp(u64_at(fixed, 17).cast_signed()),
-            events,
+            events: events.into_boxed_slice(),
             encoded: bytes.clone(),
         })
     }

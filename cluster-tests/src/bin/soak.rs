@@ -1,9 +1,9 @@
 //! Many sandboxes come and go, and nothing of them stays: creates them all on simulated agents, terminates them all,
 //! waits until even their requests are forgotten, and compares every table of every node with what it was before.
-//! Ends with 1 if one has not come back.
+//! Ends with 1 if one has not come back, or if a process keeps more memory than its caches may take.
 //!
 //! ```text
-//! cargo run --release -p cluster-tests --bin soak -- --sandboxes 100000 --agents 50
+//! cargo run --release -p cluster-tests --features jemalloc --bin soak -- --sandboxes 100000 --agents 50
 //! ```
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
@@ -40,6 +40,10 @@ const MAX_SLOTS: u64 = 4096;
 const LOOK: Duration = Duration::from_millis(250);
 /// A gauge that has not moved for this long, and is not where it should be, is not going to be.
 const STUCK: Duration = Duration::from_secs(60);
+/// Memory that has not fallen for this long is not going to: longer than allocators wait (jemalloc: 10 s).
+const SETTLED: Duration = Duration::from_secs(15);
+/// Less than this is not worth another wait.
+const NOTICEABLE: u64 = 1024 * 1024;
 
 /// Create and terminate many sandboxes on simulated agents, and show that nothing of them stays
 #[derive(Debug, Parser)]
@@ -60,6 +64,10 @@ struct Args {
     /// How long the servers remember requests after their sandbox is gone, seconds
     #[arg(long, default_value_t = 10)]
     request_retention: u64,
+    /// How much more memory than before a process may keep, MiB: its caches of a bounded size, and what the allocator
+    /// has not given back. Without the feature `jemalloc` that is more
+    #[arg(long, default_value_t = 192)]
+    keeps_at_most: u64,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -79,6 +87,16 @@ struct Memory {
     /// At each of the report's moments.
     samples: Vec<Sample>,
     peak_bytes: u64,
+}
+
+impl Memory {
+    /// What is wrong, if it keeps more than `at_most` MiB more than it had at first.
+    fn kept(&self, at_most: u64) -> Option<String> {
+        let (first, last) = (self.samples.first()?, self.samples.last()?);
+        let more = last.resident_bytes.saturating_sub(first.resident_bytes) / (1024 * 1024);
+        (more > at_most)
+            .then(|| format!("{} keeps {more} MiB more than before, allowed are {at_most}", self.process))
+    }
 }
 
 /// How one round went.
@@ -111,6 +129,8 @@ struct Report {
     moments: Vec<String>,
     memory: Vec<Memory>,
     left_over: Vec<Leftover>,
+    /// What is wrong with the memory, in words.
+    kept: Vec<String>,
 }
 
 /// The tables of one node: how much is in each.
@@ -127,7 +147,8 @@ async fn main() -> anyhow::Result<ExitCode> {
     ensure!(slots <= MAX_SLOTS, "{slots} sandboxes for each agent are more than {MAX_SLOTS}: more --agents");
     let mut soak = Soak::start(&args, slots).await?;
     let report = soak.run(&args).await.inspect_err(|_| soak.cluster.keep())?;
-    if !report.left_over.is_empty() {
+    let is_back = report.left_over.is_empty() && report.kept.is_empty();
+    if !is_back {
         soak.cluster.keep();
     }
     if args.json {
@@ -137,8 +158,11 @@ async fn main() -> anyhow::Result<ExitCode> {
         for Leftover { node, table, before, after } in &report.left_over {
             println!("NOT BACK: {table} of {node} was {before} and is {after}");
         }
+        for kept in &report.kept {
+            println!("NOT BACK: {kept}");
+        }
     }
-    Ok(if report.left_over.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if is_back { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 struct Soak {
@@ -181,18 +205,22 @@ impl Soak {
             rounds.push(self.round(&client, args, number, &mut samples).await?);
         }
         let left_over = left_over(&tables, &self.tables().await?);
+        self.settle().await;
+        samples.push(("settled".to_owned(), self.samples()));
         self.bar.finish_and_clear();
         let memory = self.processes().into_iter().enumerate().map(|(index, (process, pid))| Memory {
             process,
             samples: samples.iter().map(|(_, all)| all[index].clone()).collect(),
             peak_bytes: peak_resident_bytes(pid),
         });
+        let memory: Vec<_> = memory.collect();
         Ok(Report {
             sandboxes: args.sandboxes,
             agents: args.agents,
             concurrency: args.concurrency,
             rounds,
-            memory: memory.collect(),
+            kept: memory.iter().filter_map(|memory| memory.kept(args.keeps_at_most)).collect(),
+            memory,
             moments: samples.into_iter().map(|(moment, _)| moment).collect(),
             left_over,
         })
@@ -303,6 +331,20 @@ impl Soak {
         }
     }
 
+    /// Waits until no process gives memory back any more: allocators take some seconds.
+    async fn settle(&self) {
+        self.bar.set_message("waiting until no memory is given back any more");
+        let resident = || self.samples().iter().map(|sample| sample.resident_bytes).sum::<u64>();
+        let (mut least, mut since) = (resident(), Instant::now());
+        while since.elapsed() < SETTLED {
+            tokio::time::sleep(LOOK).await;
+            let now = resident();
+            if now + NOTICEABLE < least {
+                (least, since) = (now, Instant::now());
+            }
+        }
+    }
+
     /// Every process and its id, always in the same order.
     fn processes(&self) -> Vec<(String, u32)> {
         let nodes = self.cluster.nodes.iter().map(|node| (&node.name, &node.process));
@@ -370,6 +412,19 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_is_kept_is_named() {
+        let sample = |mib: u64| Sample { resident_bytes: mib * 1024 * 1024, open_files: 1 };
+        let memory = |after| Memory {
+            process: "n0".to_owned(),
+            samples: vec![sample(50), sample(400), sample(after)],
+            peak_bytes: 0,
+        };
+        assert_eq!(memory(150).kept(100), None);
+        let kept = memory(151).kept(100).unwrap();
+        assert_eq!(kept, "n0 keeps 101 MiB more than before, allowed are 100");
+    }
 
     #[test]
     fn what_is_left_over_is_named() {

@@ -16,6 +16,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod decider;
+mod front;
 pub mod history;
 pub mod http;
 pub mod inspect;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +20,7 @@ use crate::clock::Clocks;
 use crate::commands::{CommandForwarder, Commands};
 use crate::config::Config;
 use crate::decider::{self, LeaderKnowledge};
+use crate::front::Front;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::raft::bootstrap::{self, BootstrapError};
@@ -39,6 +41,9 @@ const HAND_OVER: Duration = Duration::from_secs(1);
 /// Why a control node could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// The system gives no more threads.
+    #[error("threads can't be started")]
+    Threads(#[source] io::Error),
     /// The data directory can't be used.
     #[error("the data directory can't be used")]
     Storage(#[from] StorageError),
@@ -81,17 +86,20 @@ struct Listeners {
 }
 
 impl Listeners {
-    async fn bind(config: &Config) -> Result<Self, ServerError> {
+    /// Each on the runtime that serves it.
+    async fn bind(config: &Config, front: &Front) -> Result<Self, ServerError> {
+        let (raft, front) = (&Handle::current(), front.handle());
         Ok(Self {
-            api: listen(config.listen_api, "clients and agents").await?,
-            peer: listen(config.listen_peer, "peers").await?,
-            http: listen(config.listen_http, "metrics and health").await?,
+            api: listen(front, config.listen_api, "clients and agents").await?,
+            peer: listen(raft, config.listen_peer, "peers").await?,
+            http: listen(front, config.listen_http, "metrics and health").await?,
         })
     }
 }
 
-async fn listen(address: SocketAddr, what: &'static str) -> Result<TcpListener, ServerError> {
-    TcpListener::bind(address).await.map_err(|source| ServerError::Listen { address, what, source })
+async fn listen(on: &Handle, address: SocketAddr, what: &'static str) -> Result<TcpListener, ServerError> {
+    let bound = on.spawn(TcpListener::bind(address)).await;
+    bound.map_err(io::Error::other).flatten().map_err(|source| ServerError::Listen { address, what, source })
 }
 
 fn open_disk(config: &Config) -> Result<(DataDirLock, Disk), ServerError> {
@@ -118,8 +126,9 @@ fn open_disk(config: &Config) -> Result<(DataDirLock, Disk), ServerError> {
 /// # Errors
 /// If it can't start, or a fault stops it. After a cancellation it ends well.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), ServerError> {
+    let front = Front::start().map_err(ServerError::Threads)?;
     // The ports first: two nodes on one machine find out before they touch a disk.
-    let listeners = Listeners::bind(&config).await?;
+    let listeners = Listeners::bind(&config, &front).await?;
     let for_disk = config.clone();
     let opened = spawn_blocking(move || open_disk(&for_disk)).await;
     let (lock, disk) = opened.map_err(|error| ServerError::Fault(error.to_string()))??;
@@ -127,7 +136,7 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Server
     let raft = RaftNode::start(&config, disk).await?;
     info!(name = %config.name, node_id = raft.local().node_id, data_dir = %config.data_dir.display(), "started");
 
-    let parts = Parts::start(&config, &raft, listeners, log_stats);
+    let parts = Parts::start(&config, &raft, listeners, log_stats, &front);
     let ended = parts.watch(&config, &raft, &cancel).await;
     info!("this node is shutting down");
     parts.stop(&raft).await?;
@@ -146,7 +155,9 @@ struct Parts {
 }
 
 impl Parts {
-    fn start(config: &Config, raft: &RaftNode, listeners: Listeners, log: LogStore) -> Self {
+    /// Raft, its peers and the decider run on the runtime that this is called on, all else on `threads`.
+    fn start(config: &Config, raft: &RaftNode, listeners: Listeners, log: LogStore, threads: &Front) -> Self {
+        let threads = threads.handle();
         let (front, back, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
         let mut servers = JoinSet::new();
         let metrics = Arc::new(Metrics::new());
@@ -166,7 +177,7 @@ impl Parts {
         tasks.spawn(decider::supervise(raft.clone(), queued, around, back.clone()));
 
         let (members, following) = members::follow(raft.replica(), front.clone());
-        tasks.spawn(following);
+        tasks.spawn_on(following, threads);
         let gate = AgentGate {
             sessions: sessions.clone(),
             commands: commands.clone(),
@@ -183,24 +194,26 @@ impl Parts {
             tasks: tasks.clone(),
         };
         let (history, replica) = (raft.history().clone(), raft.replica().clone());
-        tasks.spawn(dispatch::run(history, replica.clone(), sessions.clone(), front.clone()));
-        tasks.spawn(losses::run(
+        tasks.spawn_on(dispatch::run(history, replica.clone(), sessions.clone(), front.clone()), threads);
+        let losses = losses::run(
             raft.leadership(),
             replica,
             sessions.clone(),
             commands.clone(),
             config.lost_after,
             front.clone(),
-        ));
+        );
+        tasks.spawn_on(losses, threads);
 
         let api =
             Api::new(config, raft.clone(), commands, sessions.clone(), Arc::clone(&metrics), front.clone());
         let served = api::serve(listeners.api, api, gate, front.clone());
-        servers
-            .spawn(async move { served.await.map_err(|error| format!("serving clients failed: {error}")) });
+        let served = async move { served.await.map_err(|error| format!("serving clients failed: {error}")) };
+        servers.spawn_on(served, threads);
         let pages = http::Pages { raft: raft.clone(), sessions, metrics, log, queue };
         let served = http::serve(listeners.http, pages, front.clone());
-        servers.spawn(async move { served.await.map_err(|error| format!("serving HTTP failed: {error}")) });
+        let served = async move { served.await.map_err(|error| format!("serving HTTP failed: {error}")) };
+        servers.spawn_on(served, threads);
         Self { front, back, tasks, failures: tokio::sync::Mutex::new(servers) }
     }
 

@@ -13,6 +13,10 @@ mod parse;
 
 use std::process::ExitCode;
 
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // The shim stands beside every process sandbox: it starts before anything that costs memory or threads.
     if let Some(code) = sandkeeper_agent::shim::run(std::env::args_os()) {

@@ -65,7 +65,7 @@ proptest! {
         damage_all(&mut bytes, damages);
         let bytes = Bytes::from(bytes);
         if let Ok(entry) = Entry::decode(&bytes) {
-            let again = Entry::new(entry.base_revision, entry.decided_term, entry.time, entry.events.clone());
+            let again = Entry::new(entry.base_revision, entry.decided_term, entry.time, entry.events.to_vec());
             prop_assert_eq!(&Entry::decode(again.encoded()).unwrap().events, &entry.events);
         }
     }

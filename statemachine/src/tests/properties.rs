@@ -76,7 +76,7 @@ impl Run {
         assert_eq!(decoded, *entry);
         let before = restored.clone();
         assert_eq!(restored.apply(&decoded, TERM + 1), Applied::Skipped, "it was decided in another term");
-        let stale = Entry::new(entry.base_revision.wrapping_sub(1), TERM, entry.time, entry.events.clone());
+        let stale = Entry::new(entry.base_revision.wrapping_sub(1), TERM, entry.time, entry.events.to_vec());
         assert_eq!(restored.apply(&stale, TERM), Applied::Skipped, "it was decided on another revision");
         assert!(restored == before, "a skipped entry changed something");
         self.world.state.apply(entry, TERM);

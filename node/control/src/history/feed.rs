@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use sandkeeper_statemachine::{Digest, Entry, Revision};
 
-/// How many bytes of entries are kept. A watcher that is at most this far behind never touches the disk.
-pub const FEED_BYTES: usize = 32 * 1024 * 1024;
-/// Memory that a decoded event takes beside its encoded bytes, roughly: header, subject, boxes.
-const EVENT_OVERHEAD: usize = 256;
+/// How much memory the kept entries take. A watcher that is no further behind (some 20,000 events) never touches the
+/// disk.
+pub const FEED_BYTES: usize = 16 * 1024 * 1024;
 /// Entries that one read takes at most, which bounds how long a reader holds the lock.
 const MAX_ENTRIES: usize = 1024;
 
@@ -50,12 +49,13 @@ pub struct Digests {
 
 struct Item {
     applied: AppliedEntry,
+    /// In memory.
     bytes: usize,
     /// After the entry.
     digests: Digests,
 }
 
-/// A ring of applied entries, without gaps, bounded by bytes.
+/// A ring of applied entries, without gaps, bounded by the memory that they take.
 pub struct Feed {
     items: VecDeque<Item>,
     bytes: usize,
@@ -70,7 +70,7 @@ impl Feed {
 
     /// Adds the next entry, and drops the oldest ones that no longer fit.
     pub fn push(&mut self, applied: AppliedEntry, digests: Digests) {
-        let bytes = applied.encoded_bytes() + applied.entry.events.len() * EVENT_OVERHEAD;
+        let bytes = applied.entry.memory_bytes();
         self.bytes += bytes;
         self.items.push_back(Item { applied, bytes, digests });
         while self.bytes > self.limit && self.items.len() > 1 {

@@ -61,7 +61,7 @@ fn entries() -> Vec<LogEntry> {
     for (number, applied) in world.applied.iter().enumerate() {
         if number == 3 {
             let events = applied.entry.events.clone();
-            let stale = Entry::new(0, 1, applied.entry.time, events);
+            let stale = Entry::new(0, 1, applied.entry.time, events.into_vec());
             payloads.extend([EntryPayload::Blank, EntryPayload::Normal(EntryData::new(stale))]);
         }
         payloads.push(EntryPayload::Normal(EntryData::new(Entry::clone(&applied.entry))));

@@ -118,7 +118,8 @@ pub fn encode_append(request: &AppendEntriesRequest<TypeConfig>) -> Bytes {
     out.freeze()
 }
 
-/// Decodes an append. The entries share the message's memory.
+/// Decodes an append. Each entry gets memory of its own: it is kept for long, and would keep the whole buffer that the
+/// message came in.
 ///
 /// # Errors
 /// If the bytes are not exactly one append of this version.
@@ -219,7 +220,7 @@ fn take_entry(bytes: &mut Bytes) -> Result<LogEntry, CodecError> {
     let payload = match kind {
         KIND_BLANK if payload.is_empty() => EntryPayload::Blank,
         KIND_BLANK => return Err(CodecError::Trailing(payload.len())),
-        KIND_NORMAL => EntryPayload::Normal(EntryData::from_bytes(payload)),
+        KIND_NORMAL => EntryPayload::Normal(EntryData::from_bytes(Bytes::copy_from_slice(&payload))),
         KIND_MEMBERSHIP => EntryPayload::Membership(decode(&payload)?),
         kind => return Err(CodecError::Kind(kind)),
     };

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sandkeeper_proto::internal::peer_service_client::PeerServiceClient;
+use tokio::runtime::Handle;
 use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -57,15 +58,20 @@ impl From<InvalidAddress> for Status {
 /// after it broke.
 pub struct Peers {
     local: Arc<LocalNode>,
+    /// Where the connections are driven, whoever dials: Raft's, which callers can't keep busy.
+    runtime: Handle,
     channels: Mutex<HashMap<String, Channel>>,
     /// Where members were found last. openraft keeps its links when a member's address changes.
     addresses: Mutex<HashMap<NodeId, String>>,
 }
 
 impl Peers {
-    /// Without any connection yet.
+    /// Without any connection yet. All of them will run on this runtime.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
     pub fn new(local: Arc<LocalNode>) -> Self {
-        Self { local, channels: Mutex::default(), addresses: Mutex::default() }
+        Self { local, runtime: Handle::current(), channels: Mutex::default(), addresses: Mutex::default() }
     }
 
     /// This node.
@@ -82,7 +88,7 @@ impl Peers {
         let channel = if let Some(channel) = channels.get(address) {
             channel.clone()
         } else {
-            let channel = dial(address)?;
+            let channel = self.dial(address)?;
             if channels.len() >= MAX_CHANNELS {
                 channels.clear();
             }
@@ -111,7 +117,7 @@ impl Peers {
     /// # Errors
     /// If the address is none.
     pub fn separate_client(&self, address: &str, to: NodeId) -> Result<PeerClient, InvalidAddress> {
-        Ok(self.introduce(dial(address)?, Some(to)))
+        Ok(self.introduce(self.dial(address)?, Some(to)))
     }
 
     fn introduce(&self, channel: Channel, to: Option<NodeId>) -> PeerClient {
@@ -120,19 +126,20 @@ impl Peers {
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
-}
 
-fn dial(address: &str) -> Result<Channel, InvalidAddress> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|source| InvalidAddress { address: address.to_owned(), source })?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
-    Ok(endpoint.connect_lazy())
+    fn dial(&self, address: &str) -> Result<Channel, InvalidAddress> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}"))
+            .map_err(|source| InvalidAddress { address: address.to_owned(), source })?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let _runtime = self.runtime.enter();
+        Ok(endpoint.connect_lazy())
+    }
 }
 
 /// Says in each request who sends it, and to whom.

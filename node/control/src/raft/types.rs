@@ -55,6 +55,11 @@ impl EntryData {
         &self.bytes
     }
 
+    /// About how much memory it takes, bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.decoded.as_ref().map_or(self.bytes.len(), |entry| entry.memory_bytes())
+    }
+
     /// The entry itself.
     ///
     /// # Errors

@@ -19,9 +19,9 @@ const REMOVED_PREFIX: &str = "removed-";
 /// The folder of the records that are not entries.
 pub(super) const META: &str = "meta";
 
-/// How many databases are open at once. Each holds some megabytes; a retained history has hundreds of them, and is
-/// read from its end.
-const OPEN_LIMIT: usize = 8;
+/// How many databases are open at once: the one that is written to, and those that somebody reads, usually one after
+/// the other. Each takes 10 to 20 MiB of memory; a retained history has hundreds of them.
+const OPEN_LIMIT: usize = 4;
 
 /// A database that is no longer part of the log, on its way off the disk.
 pub(super) struct Removed {
@@ -119,6 +119,19 @@ impl Databases {
         self.lock().by_first.insert(first, Slot { dir, open, used: 0 });
         self.counters.created();
         Ok(database)
+    }
+
+    /// Closes a database that nothing more is written to, unless it is being read: what it was written through takes
+    /// far more memory than reading it ever will.
+    pub(super) fn close_sealed(&self, sealed: Arc<Database>) {
+        let first = sealed.first();
+        drop(sealed);
+        let mut slots = self.lock();
+        let unread = |database: &mut Arc<Database>| Arc::strong_count(database) == 1;
+        let closed = slots.by_first.get_mut(&first).and_then(|slot| slot.open.take_if(unread));
+        // sled takes a moment; who wants to read it meanwhile waits for its lock on the file.
+        drop(slots);
+        drop(closed);
     }
 
     /// The open database that begins with `first`.

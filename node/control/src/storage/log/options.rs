@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub struct LogOptions {
     /// A new database is begun after this many bytes. Small ones are purged sooner, large ones are fewer.
     pub database_bytes: u64,
-    /// How many bytes of the newest entries are kept in memory for followers and watchers that are up to date.
+    /// How much memory the newest entries may take that are kept for followers and watchers that are up to date, bytes.
     /// Entries that are not yet durable are kept whatever this says.
     pub tail_cache_bytes: usize,
     /// Nothing in production.
@@ -19,7 +19,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { database_bytes: 32 << 20, tail_cache_bytes: 16 << 20, hooks: Hooks::default() }
+        Self { database_bytes: 32 << 20, tail_cache_bytes: 8 << 20, hooks: Hooks::default() }
     }
 }
 

@@ -7,13 +7,18 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use openraft::EntryPayload;
+
 use super::block;
 use crate::raft::types::{LogEntry, LogId, Vote};
 use crate::storage::StorageError;
 
 struct Cached {
     entry: LogEntry,
+    /// What a read of it counts, bytes.
     weight: usize,
+    /// The memory that it takes, bytes.
+    memory: usize,
     /// Which append brought it.
     append: u64,
 }
@@ -48,7 +53,7 @@ impl State {
 
     fn drop_front(&mut self) {
         if let Some(cached) = self.cache.pop_front() {
-            self.cache_bytes -= cached.weight;
+            self.cache_bytes -= cached.memory;
         }
     }
 
@@ -58,6 +63,15 @@ impl State {
             self.drop_front();
         }
     }
+}
+
+fn memory_bytes(entry: &LogEntry) -> usize {
+    let payload = match &entry.payload {
+        EntryPayload::Normal(data) => data.memory_bytes(),
+        // Few, and small.
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    };
+    size_of::<Cached>() + payload
 }
 
 /// The part of a read that is on the disk, and the part that is here.
@@ -132,10 +146,10 @@ impl Tail {
             state.first = first;
         }
         for entry in &entries {
-            let weight = block::weight(entry);
+            let (weight, memory) = (block::weight(entry), memory_bytes(entry));
             state.last = Some(entry.log_id);
-            state.cache_bytes += weight;
-            state.cache.push_back(Cached { entry: entry.clone(), weight, append });
+            state.cache_bytes += memory;
+            state.cache.push_back(Cached { entry: entry.clone(), weight, memory, append });
         }
         queue(entries, append);
         Ok(())
@@ -159,7 +173,7 @@ impl Tail {
         state.epoch += 1;
         while state.cache.back().is_some_and(|cached| cached.entry.log_id.index >= from) {
             if let Some(cached) = state.cache.pop_back() {
-                state.cache_bytes -= cached.weight;
+                state.cache_bytes -= cached.memory;
             }
         }
         state.last = if from == state.first { state.purged } else { after };

@@ -227,6 +227,7 @@ impl Writer {
             current.sync()?;
             self.last = next.checked_sub(1);
             self.meta.save_tail(self.tail_record())?;
+            self.shared.databases.close_sealed(current);
         }
         Ok(())
     }

@@ -133,3 +133,29 @@ async fn a_read_is_never_of_two_moments() {
         assert!(reader.await.unwrap() > 0);
     }
 }
+
+/// Which databases this process has open, by its file handles.
+fn open_databases(dir: &Path) -> Vec<String> {
+    let open: Vec<_> = fs::read_dir("/proc/self/fd").unwrap().flatten().collect();
+    let open: Vec<_> = open.iter().filter_map(|fd| fs::read_link(fd.path()).ok()).collect();
+    let is_open = |name: &String| open.iter().any(|file| file.starts_with(dir.join(name)));
+    databases(dir).into_iter().filter(is_open).collect()
+}
+
+#[tokio::test]
+async fn a_sealed_database_is_closed_until_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    for index in 0..50 {
+        append(&mut store, [entry(1, index, 300)]).await;
+    }
+    let sealed = databases(dir.path());
+    let newest = sealed.last().cloned().unwrap();
+    assert!(sealed.len() > 3, "{sealed:?}");
+    // sled lets go of its file a moment after it was dropped.
+    while open_databases(dir.path()) != [newest.clone()] {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert_eq!(store.reader().entries_from(0, 1).await.unwrap(), [entry(1, 0, 300)]);
+    assert_eq!(open_databases(dir.path()), [sealed[0].clone(), newest]);
+}
