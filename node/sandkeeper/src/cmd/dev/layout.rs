@@ -278,7 +278,8 @@ mod tests {
     #[test]
     fn ports_follow_the_base_port_and_are_kept_with_the_data() {
         let folder = tempfile::tempdir().unwrap();
-        let (data, base) = (folder.path().to_str().unwrap(), 34_560);
+        // Below the ports that the kernel gives to clients, above those that the cluster tests take.
+        let (data, base) = (folder.path().to_str().unwrap(), 32_560);
         let made = layout(&["--data-dir", data, "--base-port", &base.to_string(), "--nodes", "2"]).unwrap();
         let ports: Vec<_> =
             made.nodes.iter().map(|node| [node.api, node.peer, node.http].map(|a| a.port())).collect();
