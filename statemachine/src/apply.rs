@@ -135,6 +135,8 @@ impl State {
             exit_code: None,
             running_since: None,
             ever_ran: false,
+            lease: None,
+            lease_revision: 0,
             refusals: 0,
             revision: self.revision,
         };
@@ -147,10 +149,13 @@ impl State {
         let mut sandbox = self.subject_record(header);
         self.check_transition(&sandbox, kind);
         let status = Arc::make_mut(&mut sandbox.status);
-        let mut new_reason = !matches!(kind, EventKind::SandboxUpdated(_));
+        let mut new_reason =
+            !matches!(kind, EventKind::SandboxUpdated(_) | EventKind::SandboxLeaseConfirmed { .. });
         match kind {
             EventKind::SandboxAllocated { generation } => {
                 allocate(status, *generation, subject_agent(header).clone());
+                status.lease = status.wanted_lease();
+                status.lease_revision = self.revision;
             }
             EventKind::SandboxRunning { generation, endpoints } => {
                 assert_eq!(*generation, status.generation, "only the current generation is announced");
@@ -171,6 +176,7 @@ impl State {
             }
             EventKind::SandboxLost => status.phase = Phase::Lost,
             EventKind::SandboxUpdated(update) => {
+                let wanted_before = status.wanted_lease();
                 if let Some(labels) = &update.labels {
                     status.labels.clone_from(labels);
                 }
@@ -178,6 +184,16 @@ impl State {
                 status.failure_policy = update.failure_policy.unwrap_or(status.failure_policy);
                 status.recovery_timeout_seconds =
                     update.recovery_timeout_seconds.unwrap_or(status.recovery_timeout_seconds);
+                let wanted = status.wanted_lease();
+                if wanted != wanted_before {
+                    // Until the agent confirms the new one it may be under the old one, or under this one already.
+                    status.lease = status.lease.zip(wanted).map(|(old, new)| old.max(new));
+                    status.lease_revision = self.revision;
+                }
+            }
+            EventKind::SandboxLeaseConfirmed { generation } => {
+                assert_eq!(*generation, status.generation, "only the current generation is leased");
+                status.lease = status.wanted_lease();
             }
             EventKind::SandboxReset => {
                 status.phase = Phase::Pending;
@@ -189,11 +205,12 @@ impl State {
             EventKind::SandboxTerminating => status.phase = Phase::Terminating,
             EventKind::AllocationReleased { generation } => {
                 release(status, *generation);
-                // A refused allocation, or one that was lost before it was started: it wants another one. (Older
+                // A refused allocation, or one that is proven gone with its agent: it wants another one. (Older
                 // generations are released in any phase, and say nothing of the current one.)
-                let unstarted = matches!(status.phase, Phase::Allocated | Phase::Lost);
-                new_reason = unstarted && *generation == status.generation;
+                let wanted = matches!(status.phase, Phase::Allocated | Phase::Running | Phase::Lost);
+                new_reason = wanted && *generation == status.generation;
                 if new_reason {
+                    status.endpoints.clear();
                     status.refusals += u64::from(status.phase == Phase::Allocated);
                     status.phase = Phase::Pending;
                     status.queued = self.revision;
@@ -215,7 +232,9 @@ impl State {
             EventKind::SandboxAllocated { .. } | EventKind::SandboxFailed { released: None, .. } => {
                 &[Pending]
             }
-            EventKind::SandboxRunning { .. } | EventKind::SandboxFailed { .. } => &[Allocated, Running, Lost],
+            EventKind::SandboxRunning { .. }
+            | EventKind::SandboxFailed { .. }
+            | EventKind::SandboxLeaseConfirmed { .. } => &[Allocated, Running, Lost],
             EventKind::SandboxLost => &[Allocated, Running],
             EventKind::SandboxReset => &[Allocated, Running, Failed],
             EventKind::SandboxTerminating | EventKind::SandboxUpdated(_) => {

@@ -75,6 +75,14 @@ pub enum Command {
         /// The operator vouches that it is off.
         fenced: bool,
     },
+    /// Find another place for an AUTO_RECREATE sandbox, says the leader: its agent was not heard of for longer than its
+    /// lease, or it has failed, and its recovery timeout is over.
+    RecoverSandbox {
+        /// Which.
+        sandbox_id: SandboxId,
+        /// The generation that is down; a newer one is not meant.
+        generation: Generation,
+    },
     /// What an agent says of one generation of a sandbox.
     Report(Report),
     /// Terminate what has expired; fail what has waited too long for capacity; forget old requests; finish what was
@@ -153,6 +161,8 @@ pub enum ReportedState {
     Running {
         /// Where its ports are reached, `host:port`.
         endpoints: Vec<String>,
+        /// The revision of the lease that it is kept under; 0: none.
+        lease_revision: Revision,
     },
     /// The workload ended.
     Exited {
@@ -162,6 +172,8 @@ pub enum ReportedState {
         reason: String,
         /// The agent ended it because its time was over.
         expired: bool,
+        /// It was ended because its lease was over.
+        lease_over: bool,
     },
     /// It could not be started; nothing of it is left.
     StartFailed {

@@ -133,6 +133,11 @@ pub enum EventKind {
         /// At most this many.
         limit: u32,
     },
+    /// The agent confirms that this generation is kept under the lease that the policy asks for now.
+    SandboxLeaseConfirmed {
+        /// The current generation.
+        generation: Generation,
+    },
 }
 
 /// What is known of a sandbox when it is created.

@@ -35,6 +35,10 @@ pub const MAX_REQUESTS: usize = 1_000_000;
 pub const MAX_DURATION_NANOS: i64 = 10 * 365 * 24 * 3600 * 1_000_000_000;
 /// The longest recovery timeout, seconds: one day.
 pub const MAX_RECOVERY_TIMEOUT_SECONDS: u32 = 24 * 3600;
+/// The shortest recovery timeout, seconds. It is the length of the lease too: an agent speaks every second, an election
+/// takes half a second, and whatever guards the sandbox ends it some 0.6 s before the lease is over. A shorter one would
+/// end healthy sandboxes.
+pub const MIN_RECOVERY_TIMEOUT_SECONDS: u32 = 5;
 /// The most events that one housekeeping command (expiry, loss of an agent, waking of those that wait) makes at
 /// once, so that callers' commands are not held up behind it; the leader asks again until nothing is left.
 pub const MAX_HOUSEKEEPING_EVENTS: usize = 500;
@@ -88,6 +92,14 @@ impl Checker {
     fn at_most(&mut self, field: &str, what: &str, value: u64, most: u64) {
         if value > most {
             self.0.push(Violation::new(field, format!("at most {most} {what}, has {value}")));
+        }
+    }
+
+    fn recovery_timeout(&mut self, seconds: u32) {
+        let (least, most) = (MIN_RECOVERY_TIMEOUT_SECONDS, MAX_RECOVERY_TIMEOUT_SECONDS);
+        let description = || format!("{least} to {most} seconds, has {seconds}");
+        if !(least..=most).contains(&seconds) {
+            self.0.push(Violation::new("recovery_timeout_seconds", description()));
         }
     }
 
@@ -145,8 +157,7 @@ pub fn check_create(create: &CreateSandbox) -> Result<(), Vec<Violation>> {
     check.at_most("resources.memory_bytes", "bytes", spec.resources.memory_bytes, MAX_MEMORY_BYTES);
     check.labels("labels", &create.labels);
     check.labels("agent_selector", &spec.agent_selector);
-    let timeout = u64::from(create.recovery_timeout_seconds);
-    check.at_most("recovery_timeout_seconds", "seconds", timeout, MAX_RECOVERY_TIMEOUT_SECONDS.into());
+    check.recovery_timeout(create.recovery_timeout_seconds);
     if let Some(crate::command::Expiry::After(nanos)) = create.expiry {
         check.require(
             (1..=MAX_DURATION_NANOS).contains(&nanos),
@@ -171,12 +182,7 @@ pub fn check_update(update: &crate::event::SandboxUpdate) -> Result<(), Vec<Viol
         check.labels("labels", labels);
     }
     if let Some(timeout) = update.recovery_timeout_seconds {
-        check.at_most(
-            "recovery_timeout_seconds",
-            "seconds",
-            timeout.into(),
-            MAX_RECOVERY_TIMEOUT_SECONDS.into(),
-        );
+        check.recovery_timeout(timeout);
     }
     check.done()
 }

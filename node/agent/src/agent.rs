@@ -103,8 +103,9 @@ pub(crate) async fn drive<R: Runtime>(
     let runtime = Arc::new(runtime);
     let mut state = first_state(&config, &ledger);
     for recovered in runtime.recover().await? {
-        let Recovered { order, phase, expired } = recovered;
-        state.table.put(Sandbox { phase, expired, ..Sandbox::creating(order) });
+        let Recovered { order, phase, expired, lease_over } = recovered;
+        let guarded = order.lease;
+        state.table.put(Sandbox { guarded, phase, expired, lease_over, ..Sandbox::creating(order) });
     }
     tracing::info!(
         agent_id = config.agent_id,
@@ -126,6 +127,7 @@ pub(crate) async fn drive<R: Runtime>(
         sender.clone(),
         network.connections,
         network.directory,
+        runtime.lease(),
     ));
     let executor = Executor::new(Parts {
         state,
@@ -139,10 +141,16 @@ pub(crate) async fn drive<R: Runtime>(
         data_dir: config.data_dir,
     });
     let keeper = tokio::spawn(session::keep(sessions, token.clone()));
+    let lease = runtime.lease().map(|lease| tokio::spawn(lease.keep(token.clone())));
     let mut agent = Loop { executor, runtime: Arc::clone(&runtime), mailbox, exited };
     let result = agent.run(&token).await;
     token.cancel();
     agent.close(keeper).await;
+    if let Some(lease) = lease
+        && let Err(error) = lease.await
+    {
+        tracing::error!(%error, "the keeper of the lease failed");
+    }
     runtime.release().await;
     result
 }

@@ -153,12 +153,12 @@ impl<R: Runtime> Executor<R> {
                     Some(Input::Removed { sandbox_id })
                 });
             }
-            Action::Instruct { sandbox_id, expires_at, leased } => {
-                self.runtime.instruct(&sandbox_id, expires_at, leased);
+            Action::Instruct { sandbox_id, expires_at, lease } => {
+                self.runtime.instruct(&sandbox_id, expires_at, lease);
                 let runtime = Arc::clone(&self.runtime);
                 self.spawn(async move {
                     insist("instruct a sandbox's shim", &sandbox_id, || runtime.deliver(&sandbox_id)).await;
-                    None
+                    Some(Input::Instructed { sandbox_id, lease })
                 });
             }
             Action::Report { sandbox_id, generation } => {

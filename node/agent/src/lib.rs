@@ -15,6 +15,7 @@ pub mod config;
 mod error;
 mod execute;
 mod files;
+mod lease;
 mod ledger;
 mod mailbox;
 mod plan;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::boottime::BootTime;
 use crate::config::Capacity;
+use crate::lease::LeaseTerms;
 use crate::spec::SandboxSpec;
 
 /// What a create command asks for.
@@ -14,21 +15,25 @@ pub struct Order {
     pub spec: Arc<SandboxSpec>,
     /// When its time is over; `None`: never.
     pub expires_at: Option<BootTime>,
-    /// Whether it has to be dead by the end of the agent's lease.
-    pub leased: bool,
+    /// When it has to be dead if no leader is heard of; `None`: it may run on.
+    pub lease: Option<LeaseTerms>,
 }
 
 /// A sandbox that the agent knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sandbox {
-    /// What it is, when its time is over, and whether it is leased.
+    /// What it is, when its time is over, and its lease, as they are wanted.
     pub order: Order,
+    /// The lease that whoever guards it keeps.
+    pub guarded: Option<LeaseTerms>,
     /// The generation that it is known by: the order's, or a higher one that a terminate command named.
     pub generation: u64,
     /// Where it is in its life.
     pub phase: Phase,
     /// The agent ended it, or is ending it, because its time is over.
     pub expired: bool,
+    /// It was ended because its lease was over.
+    pub lease_over: bool,
 }
 
 /// Where a sandbox is in its life on this agent.
@@ -67,7 +72,8 @@ pub enum Phase {
 impl Sandbox {
     /// A placeholder for `order`.
     pub fn creating(order: Order) -> Self {
-        Self { generation: order.spec.generation, order, phase: Phase::Creating, expired: false }
+        let generation = order.spec.generation;
+        Self { generation, order, guarded: None, phase: Phase::Creating, expired: false, lease_over: false }
     }
 
     /// The same sandbox in another phase.
@@ -228,7 +234,7 @@ mod tests {
                 ..SandboxSpec::default()
             }),
             expires_at: expires_at.map(BootTime),
-            leased: false,
+            lease: None,
         }
     }
 

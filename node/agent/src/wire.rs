@@ -1,11 +1,13 @@
 //! The only place where wire types meet the agent's own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sandkeeper_proto::v1;
 
 use crate::boottime::BootTime;
 use crate::config::Capacity;
+use crate::lease::LeaseTerms;
 use crate::ledger::Incarnation;
 use crate::plan::{Body, Command, Refusal, RefusalKind};
 use crate::spec::{SandboxSpec, is_usable_id};
@@ -38,7 +40,7 @@ pub(crate) fn command(session: u64, message: v1::ServerMessage, now: BootTime) -
             sandbox_id: update.sandbox_id,
             generation: update.generation,
             expires_at: update.expires_in_nanos.map(|nanos| now.after_nanos(nanos)),
-            leased: update.leased,
+            lease: update.lease.map(terms),
         },
         Wire::InventoryRequest(v1::InventoryRequest {}) => Body::Inventory,
         Wire::Welcome(_)
@@ -65,6 +67,10 @@ fn create_body(create: v1::CreateCommand, now: BootTime) -> Body {
     }
 }
 
+fn terms(lease: v1::Lease) -> LeaseTerms {
+    LeaseTerms { length: Duration::from_millis(lease.length_millis), revision: lease.revision }
+}
+
 fn order(create: v1::CreateCommand, now: BootTime) -> Result<Order, String> {
     if !is_usable_id(&create.sandbox_id) {
         return Err(format!("sandbox id {:?} can't be used as the name of a folder", create.sandbox_id));
@@ -79,7 +85,7 @@ fn order(create: v1::CreateCommand, now: BootTime) -> Result<Order, String> {
     };
     Ok(Order {
         expires_at: create.expires_in_nanos.map(|nanos| now.after_nanos(nanos)),
-        leased: create.leased,
+        lease: create.lease.map(terms),
         spec: Arc::new(SandboxSpec {
             cpu_millis: amount("cpu_millis", resources.cpu_millis)?,
             memory_bytes: amount("memory_bytes", resources.memory_bytes)?,
@@ -142,7 +148,11 @@ fn describe(sandbox: &Sandbox, host: &str) -> v1::SandboxReport {
         generation: sandbox.generation,
         state: state.into(),
         expires: sandbox.order.expires_at.is_some(),
-        leased: sandbox.order.leased,
+        lease: sandbox.guarded.map(|terms| v1::Lease {
+            length_millis: u64::try_from(terms.length.as_millis()).unwrap_or(u64::MAX),
+            revision: terms.revision,
+        }),
+        lease_over: sandbox.lease_over,
         exit_code,
         reason,
         endpoints,

@@ -93,6 +93,8 @@ pub struct Metrics {
     pub watchers_cut_off: Counter,
     /// Calls of the applier to agents, by call.
     pub applier_calls: Family<CallLabels, Counter>,
+    /// 1 while this node leads, and finds no other place for what is lost because most agents are.
+    pub recovery_paused: Gauge,
     registry: Registry,
     scraped: Scraped,
     /// One scrape at a time, so that none sees the numbers of another.
@@ -171,6 +173,7 @@ impl Metrics {
             watchers: Gauge::default(),
             watchers_cut_off: Counter::default(),
             applier_calls: Family::default(),
+            recovery_paused: Gauge::default(),
             registry: Registry::with_prefix(PREFIX),
             scraped: Scraped::default(),
             scrape: Mutex::default(),
@@ -201,6 +204,11 @@ impl Metrics {
             self.watchers_cut_off.clone(),
         );
         to.register("applier_calls", "Calls of the applier to agents", self.applier_calls.clone());
+        to.register(
+            "recovery_paused",
+            "1 if most agents are lost, and recovery is paused",
+            self.recovery_paused.clone(),
+        );
         self.scraped.register(to);
     }
 

@@ -200,6 +200,7 @@ impl Parts {
             replica,
             sessions.clone(),
             commands.clone(),
+            Arc::clone(&metrics),
             config.lost_after,
             front.clone(),
         );

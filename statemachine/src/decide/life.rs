@@ -7,7 +7,6 @@ use crate::decide::create::expire_time;
 use crate::draft::{Cause, Draft};
 use crate::event::{EventKind, SandboxUpdate};
 use crate::limits::check_update;
-use crate::placement::place;
 use crate::rejection::Rejection;
 use crate::state::{Phase, Sandbox};
 
@@ -94,16 +93,7 @@ impl Draft {
         }
         self.push_sandbox(cause, &sandbox, EventKind::SandboxReset, "reset by the caller");
         let revision = self.state().revision();
-        let shape = sandbox.spec.shape();
-        // It stands in the queue of its shape now; alone there, it may have an agent at once.
-        if self.state().queue_length(&shape) == 1 {
-            let with_image = around.agents_with_image(&sandbox.spec.image);
-            let agent =
-                place(self.state(), &shape, with_image, None).map(|agent| agent.spec.agent_id.clone());
-            if let Some(agent) = agent {
-                self.allocate(cause, &sandbox.id, agent, "");
-            }
-        }
+        self.place_again(cause, &sandbox, around);
         Ok(self.answer_about(&sandbox, revision))
     }
 

@@ -7,6 +7,7 @@ mod agent;
 mod create;
 mod housekeeping;
 mod life;
+mod recovery;
 mod report;
 mod waiting;
 
@@ -140,6 +141,9 @@ impl Draft {
             Command::CordonAgent { agent, reason } => self.cordon_agent(cause, agent, reason),
             Command::UncordonAgent(agent) => self.uncordon_agent(cause, agent),
             Command::RemoveAgent { agent, fenced } => self.drop_agent(cause, agent, *fenced),
+            Command::RecoverSandbox { sandbox_id, generation } => {
+                Ok(self.recover_sandbox(cause, sandbox_id, *generation, around))
+            }
             Command::Report(report) => Ok(self.hear_report(cause, report, around)),
             Command::Housekeeping => Ok(self.keep_house(around)),
         }
@@ -213,6 +217,7 @@ fn is_callers(command: &Command) -> bool {
         Command::CreateCluster { .. }
         | Command::RegisterAgent(_)
         | Command::LoseAgent { .. }
+        | Command::RecoverSandbox { .. }
         | Command::Report(_)
         | Command::Housekeeping => false,
     }

@@ -5,7 +5,7 @@ use crate::command::{Report, ReportedState};
 use crate::decide::Outcome;
 use crate::draft::{Cause, Draft};
 use crate::event::EventKind;
-use crate::ids::{Generation, SandboxId};
+use crate::ids::{Generation, Revision, SandboxId};
 use crate::limits::{MAX_ENDPOINT_BYTES, MAX_PORTS, MAX_REFUSALS};
 use crate::placement::place;
 use crate::spec::Mode;
@@ -32,13 +32,17 @@ impl Draft {
         let current = generation == sandbox.status.generation;
         let wanted = current && matches!(phase, Phase::Allocated | Phase::Running | Phase::Lost);
         match &report.state {
-            ReportedState::Running { endpoints } if wanted && heard_of => {
+            ReportedState::Running { endpoints, lease_revision } if wanted && heard_of => {
                 self.hear_running(cause, &sandbox, endpoints);
+                self.hear_lease(cause, &sandbox, *lease_revision);
             }
-            ReportedState::Exited { exit_code, reason, expired } if wanted => {
+            ReportedState::Exited { exit_code, reason, expired, lease_over } if wanted => {
                 // Its time may have been taken off while the agent ended it.
                 if *expired && sandbox.status.expire_time.is_some() {
                     self.push_sandbox(cause, &sandbox, EventKind::SandboxTerminating, "expired");
+                } else if *lease_over && sandbox.status.wanted_lease().is_some() {
+                    self.push_sandbox(cause, &sandbox, EventKind::AllocationReleased { generation }, reason);
+                    self.place_again(cause, &sandbox, around);
                 } else {
                     self.fail(cause, &sandbox, Some(generation), *exit_code, reason);
                 }
@@ -65,6 +69,16 @@ impl Draft {
         let reason = if status.phase == Phase::Lost { "its agent is back, and it still runs" } else { "" };
         let kind = EventKind::SandboxRunning { generation: status.generation, endpoints };
         self.push_sandbox(cause, sandbox, kind, reason);
+    }
+
+    /// Under which lease the agent keeps the current generation. Only the newest terms make a lease shorter: what an
+    /// agent says of older ones may be overtaken by newer ones that are on their way.
+    fn hear_lease(&mut self, cause: &mut Cause, sandbox: &Sandbox, revision: Revision) {
+        let status = &sandbox.status;
+        if revision == status.lease_revision && status.lease != status.wanted_lease() {
+            let kind = EventKind::SandboxLeaseConfirmed { generation: status.generation };
+            self.push_sandbox(cause, sandbox, kind, "");
+        }
     }
 
     /// It is no longer there, or never came to be. A STRONG create that never ran is rolled back.
@@ -115,15 +129,7 @@ impl Draft {
                     kind,
                     "was never started by its agent".to_owned(),
                 );
-                let shape = sandbox.spec.shape();
-                if self.state().queue_length(&shape) == 1 {
-                    let with_image = around.agents_with_image(&sandbox.spec.image);
-                    let agent = place(self.state(), &shape, with_image, None);
-                    let agent = agent.map(|agent| agent.spec.agent_id.clone());
-                    if let Some(agent) = agent {
-                        self.allocate(cause, &sandbox.id, agent, "");
-                    }
-                }
+                self.place_again(cause, sandbox, around);
             }
             Phase::Running | Phase::Lost if current => {
                 self.fail(cause, sandbox, Some(generation), None, "vanished from its agent");

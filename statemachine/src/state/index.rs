@@ -91,6 +91,9 @@ impl State {
         if let Some(time) = traces.wait_end {
             self.wait_ends.insert((time, new.id.clone()));
         }
+        if new.status.is_recoverable() {
+            self.recoverable.insert(new.id.clone());
+        }
         for held in &new.status.held {
             if !old.is_some_and(|old| old.status.held.contains(held)) {
                 self.held.insert((held.agent.clone(), new.id.clone(), held.generation));
@@ -122,6 +125,9 @@ impl State {
         }
         if let Some(time) = traces.wait_end {
             self.wait_ends.remove(&(time, old.id.clone()));
+        }
+        if old.status.is_recoverable() {
+            self.recoverable.remove(&old.id);
         }
         for held in &old.status.held {
             if !new.is_some_and(|new| new.status.held.contains(held)) {

@@ -61,6 +61,7 @@ pub struct State {
     ready: OrdMap<Label, OrdSet<(u32, AgentId)>>,
     pools: OrdMap<Label, Pool>,
     unsettled: OrdSet<AgentId>,
+    recoverable: OrdSet<SandboxId>,
     phases: [u64; PHASES],
 }
 
@@ -123,6 +124,11 @@ impl State {
     pub fn sandboxes_after(&self, after: Option<&SandboxId>) -> impl Iterator<Item = &Sandbox> {
         let start = after.map_or(Bound::Unbounded, |id| Bound::Excluded(id.clone()));
         self.sandboxes.range((start, Bound::Unbounded)).map(|(_, sandbox)| sandbox)
+    }
+
+    /// Sandboxes that the leader has to find another place for, once it may: AUTO_RECREATE, and LOST or FAILED.
+    pub fn recoverable(&self) -> impl Iterator<Item = &Sandbox> {
+        self.recoverable.iter().map(|id| self.indexed_sandbox(id))
     }
 
     /// How many sandboxes there are.

@@ -99,10 +99,33 @@ pub struct Status {
     pub running_since: Option<Timestamp>,
     /// Whether any generation was ever reported running: a STRONG create that never ran is rolled back.
     pub ever_ran: bool,
+    /// The current generation is dead at the latest so many seconds after the last heartbeat of its agent that was
+    /// acknowledged; None: it may run on, whatever happens. A weaker policy counts at once, a stronger one when the
+    /// agent has confirmed it.
+    pub lease: Option<u32>,
+    /// The revision of the event that brought about the lease that is wanted.
+    pub lease_revision: Revision,
     /// Agents that refused it since it last ran, or was reset.
     pub refusals: u64,
     /// The revision of the last change.
     pub revision: Revision,
+}
+
+impl Status {
+    /// The lease that the policy asks for, seconds.
+    pub fn wanted_lease(&self) -> Option<u32> {
+        (self.failure_policy == FailurePolicy::AutoRecreate).then_some(self.recovery_timeout_seconds)
+    }
+
+    /// Whether the leader has to find another place for it, once it may. (A workload that has ended well is done.)
+    pub(crate) fn is_recoverable(&self) -> bool {
+        let down = match self.phase {
+            Phase::Lost => true,
+            Phase::Failed => self.exit_code != Some(0),
+            _ => false,
+        };
+        down && self.failure_policy == FailurePolicy::AutoRecreate
+    }
 }
 
 impl Sandbox {

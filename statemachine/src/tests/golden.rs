@@ -81,6 +81,7 @@ pub fn every_kind() -> Entry {
         EventKind::AllocationReleased { generation: 300 },
         EventKind::SandboxRemoved { released: Some(u64::MAX) },
         EventKind::RequestsPruned { until: Timestamp(i64::MAX), limit: 1_000 },
+        EventKind::SandboxLeaseConfirmed { generation: 3 },
     ];
     let events = kinds.into_iter().enumerate().map(|(index, kind)| Event { header: header(index), kind });
     Entry::new(41, 7, Timestamp(1_600_000_000_000_000_000), events.collect())
@@ -130,6 +131,7 @@ fn number(kind: &EventKind) -> u32 {
         EventKind::AllocationReleased { .. } => 15,
         EventKind::SandboxRemoved { .. } => 16,
         EventKind::RequestsPruned { .. } => 17,
+        EventKind::SandboxLeaseConfirmed { .. } => 18,
     }
 }
 
@@ -178,10 +180,19 @@ pub fn some_state() -> State {
         let (agent, incarnation) = (sandbox.status.agent.clone().unwrap(), incarnation(1, 1));
         world.must(Command::Report(Report { agent, incarnation, sandbox_id, generation, state }));
     };
-    report(&mut world, "runs", ReportedState::Running { endpoints: vec!["10.0.0.1:8000".into()] });
-    report(&mut world, "reset", ReportedState::Running { endpoints: Vec::new() });
+    report(
+        &mut world,
+        "runs",
+        ReportedState::Running { endpoints: vec!["10.0.0.1:8000".into()], lease_revision: 0 },
+    );
+    report(&mut world, "reset", ReportedState::Running { endpoints: Vec::new(), lease_revision: 0 });
     ask(&mut world, Command::TerminateSandbox(by_name("ends")));
-    let exited = ReportedState::Exited { exit_code: Some(3), reason: "crashed".into(), expired: false };
+    let exited = ReportedState::Exited {
+        exit_code: Some(3),
+        reason: "crashed".into(),
+        expired: false,
+        lease_over: false,
+    };
     report(&mut world, "fails", exited);
     report(&mut world, "rolled-back", ReportedState::StartFailed { reason: "no such image".into() });
     ask(&mut world, Command::ResetSandbox(by_name("reset")));
@@ -196,7 +207,7 @@ fn entries_of_format_1_are_written_and_read_as_ever() {
     let entry = every_kind();
     let kinds: std::collections::BTreeSet<u32> =
         entry.events.iter().map(|event| number(&event.kind)).collect();
-    assert!(kinds.into_iter().eq(0..18), "every kind of event is in the entry");
+    assert!(kinds.into_iter().eq(0..19), "every kind of event is in the entry");
     assert_eq!(hex(entry.encoded()), ENTRY.trim(), "the encoding has changed");
     assert_eq!(Entry::decode(&Bytes::from(unhex(ENTRY))).unwrap(), entry);
 }
@@ -227,4 +238,21 @@ fn the_golden_state_has_something_of_everything() {
     assert!(has(|result| matches!(result, RequestResult::RolledBack { .. })));
     assert!(has(|result| matches!(result, RequestResult::Agent(_))));
     assert!(has(|result| matches!(result, RequestResult::AgentRemoved { .. })));
+}
+
+#[test]
+#[ignore = "writes the golden files; only for a new format version, and while none has been released"]
+fn write_golden() {
+    let state = some_state();
+    let chunks: Vec<_> = state.snapshot_chunks().map(|chunk| hex(&chunk) + "\n").collect();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tests/golden");
+    let digests = format!("{}\n{}\n", state.state_digest(), state.history_digest());
+    for (name, content) in [
+        ("entry-format-1.hex", hex(every_kind().encoded()) + "\n"),
+        ("snapshot-format-1.hex", chunks.concat()),
+        ("digests-format-1.txt", digests),
+    ] {
+        #[expect(clippy::disallowed_methods, reason = "a test writes")]
+        std::fs::write(folder.join(name), content).unwrap();
+    }
 }

@@ -294,12 +294,17 @@ fn texts_of_agents_and_callers_are_cut_at_the_end_of_a_character() {
     };
     let mut endpoints = vec!["x".repeat(MAX_ENDPOINT_BYTES); MAX_PORTS + 1];
     endpoints.insert(0, "x".repeat(MAX_ENDPOINT_BYTES + 1));
-    world.must(report(ReportedState::Running { endpoints }));
+    world.must(report(ReportedState::Running { endpoints, lease_revision: 0 }));
     let kept = &world.state.sandbox(&id).unwrap().status.endpoints;
     assert_eq!((kept.len(), kept[0].len()), (MAX_PORTS, MAX_ENDPOINT_BYTES));
 
     let reason = format!("x{}", "ü".repeat(MAX_REASON_BYTES));
-    world.must(report(ReportedState::Exited { exit_code: None, reason: reason.clone(), expired: false }));
+    world.must(report(ReportedState::Exited {
+        exit_code: None,
+        reason: reason.clone(),
+        expired: false,
+        lease_over: false,
+    }));
     assert_eq!(world.state.sandbox(&id).unwrap().status.reason, reason[..MAX_REASON_BYTES - 1]);
 
     let actor = Actor::Client("ü".repeat(MAX_ACTOR_BYTES));

@@ -36,6 +36,82 @@ scenarios! {
         report a1 fails 1 start-failed reason=no_such_program
         show
     ";
+    recovery: "
+        agent a1 slots=2
+        agent a2 slots=2
+        create web policy=auto
+        create stays
+        report a1 web 1 running endpoints=h:1 lease=4
+        report a2 stays 1 running
+        # It is not down, or what is meant is not this generation: nothing.
+        recover web 1
+        lose a1
+        recover web 2
+        # Its lease is over: another agent gets the next generation.
+        recover web 1
+        report a2 web 2 running endpoints=h:2
+        # Its old agent is back, and late with what it says.
+        agent a1 slots=2
+        report a1 web 1 exited reason=lease_over lease-ended
+        report a1 web 1 running
+        show
+        # MANUAL: nobody does anything by himself.
+        lose a2
+        recover stays 1
+        # Nobody has room, so it waits.
+        cordon a1
+        recover web 2
+        uncordon a1
+        show
+    ";
+    recovery_of_what_failed: "
+        agent a1 slots=1
+        create web policy=auto
+        report a1 web 1 running
+        report a1 web 1 exited code=3 reason=crashed
+        recover web 1
+        report a1 web 2 start-failed reason=no_such_image
+        recover web 2
+        # Its lease ended, and its agent was not lost: another place at once.
+        report a1 web 3 running
+        report a1 web 3 exited reason=lease_over lease-ended
+        report a1 web 4 running
+        # What has done its work stays done.
+        report a1 web 4 exited code=0 reason=done
+        recover web 4
+        show
+    ";
+    leases: "
+        agent a1 slots=1
+        agent a2 slots=1
+        create web
+        report a1 web 1 running
+        # AUTO_RECREATE counts once the agent has confirmed it: it may run on without a lease.
+        update web policy=auto timeout=10
+        lose a1
+        recover web 1
+        agent a1 slots=1
+        # What it says of an older policy confirms nothing.
+        report a1 web 1 running lease=5
+        lose a1
+        recover web 1
+        agent a1 slots=1
+        report a1 web 1 running lease=7
+        show
+        # Shorter: the old one counts until the new one is confirmed. Longer: the new one counts at once.
+        update web timeout=5
+        update web timeout=60
+        show
+        update web timeout=7
+        report a1 web 1 running lease=17
+        show
+        report a1 web 1 running lease=19
+        show
+        update web policy=manual
+        update web policy=auto
+        lose a1
+        recover web 1
+    ";
     strong_rolls_back: "
         agent a1 slots=1
         create job strong ports=80 id=r1

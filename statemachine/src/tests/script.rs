@@ -169,6 +169,11 @@ impl Stage {
             }
             "reset" => (Command::ResetSandbox(target()), caller),
             "terminate" => (Command::TerminateSandbox(target()), caller),
+            "recover" => {
+                let sandbox_id = self.named(words.at(1));
+                let generation = words.at(2).parse().unwrap();
+                (Command::RecoverSandbox { sandbox_id, generation }, Actor::Leader)
+            }
             "report" => self.report(words),
             "housekeeping" => (Command::Housekeeping, Actor::Leader),
             other => panic!("no command is called {other}"),
@@ -178,12 +183,18 @@ impl Stage {
     fn report(&self, words: &Words) -> (Command, Actor) {
         let reason = words.text("reason");
         let state = match words.at(4) {
-            "running" => {
-                ReportedState::Running { endpoints: words.list("endpoints").map(Into::into).collect() }
-            }
+            "running" => ReportedState::Running {
+                endpoints: words.list("endpoints").map(Into::into).collect(),
+                lease_revision: words.number("lease", 0),
+            },
             "exited" => {
                 let exit_code = words.get("code").map(|code| code.parse().unwrap());
-                ReportedState::Exited { exit_code, reason, expired: words.has("expired") }
+                ReportedState::Exited {
+                    exit_code,
+                    reason,
+                    expired: words.has("expired"),
+                    lease_over: words.has("lease-ended"),
+                }
             }
             "start-failed" => ReportedState::StartFailed { reason },
             "absent" => ReportedState::Absent,
@@ -191,14 +202,18 @@ impl Stage {
             other => panic!("agents don't report {other}"),
         };
         let agent = agent_id(words.at(1));
-        let sandbox_id = match self.target(words.at(2), None).sandbox {
-            SandboxRef::Id { id, .. } => id,
-            SandboxRef::Name(name) => self.world.state.sandbox_named(&name).unwrap().id.clone(),
-        };
+        let sandbox_id = self.named(words.at(2));
         let generation = words.at(3).parse().unwrap();
         let incarnation = words.incarnation();
         let actor = Actor::Agent(agent.clone());
         (Command::Report(Report { agent, incarnation, sandbox_id, generation, state }), actor)
+    }
+
+    fn named(&self, text: &str) -> SandboxId {
+        match self.target(text, None).sandbox {
+            SandboxRef::Id { id, .. } => id,
+            SandboxRef::Name(name) => self.world.state.sandbox_named(&name).unwrap().id.clone(),
+        }
     }
 
     fn target(&self, text: &str, revision: Option<&str>) -> Target {
@@ -279,6 +294,9 @@ impl Stage {
         }
         if !status.endpoints.is_empty() {
             write!(line, " at {:?}", status.endpoints).unwrap();
+        }
+        if let Some(seconds) = status.lease {
+            write!(line, " lease {seconds}s").unwrap();
         }
         write!(line, " rev {}", status.revision).unwrap();
         line

@@ -2,6 +2,7 @@
 
 use super::{Action, Body, Command, Refusal, RefusalKind, State, admission};
 use crate::boottime::BootTime;
+use crate::lease::LeaseTerms;
 use crate::table::{Order, Phase, Sandbox};
 
 /// What a command means.
@@ -82,8 +83,8 @@ fn obey(state: &State, command: &Command) -> Vec<Action> {
             vec![Action::Refuse(refusal(state, command, RefusalKind::Admission, reason.clone()))]
         }
         Body::Terminate { sandbox_id, generation } => terminate(state, sandbox_id, *generation),
-        Body::Update { sandbox_id, generation, expires_at, leased } => {
-            update(state, command, (sandbox_id, *generation), *expires_at, *leased)
+        Body::Update { sandbox_id, generation, expires_at, lease } => {
+            update(state, command, (sandbox_id, *generation), *expires_at, *lease)
         }
         Body::Inventory => vec![Action::Inventory { session: command.session }],
     }
@@ -168,7 +169,7 @@ fn update(
     command: &Command,
     (id, generation): (&str, u64),
     expires_at: Option<BootTime>,
-    leased: bool,
+    lease: Option<LeaseTerms>,
 ) -> Vec<Action> {
     let report = Action::Report { sandbox_id: id.to_owned(), generation };
     let Some(sandbox) = state.table.get(id) else { return vec![report] };
@@ -176,7 +177,7 @@ fn update(
     if let Phase::Stopping { next: Some(next), .. } = &mut changed.phase
         && next.spec.generation == generation
     {
-        (next.expires_at, next.leased) = (expires_at, leased);
+        (next.expires_at, next.lease) = (expires_at, lease);
         return vec![Action::Put(Box::new(changed)), report];
     }
     if generation < sandbox.generation {
@@ -185,10 +186,10 @@ fn update(
     if generation > sandbox.generation {
         return vec![report];
     }
-    (changed.order.expires_at, changed.order.leased) = (expires_at, leased);
+    (changed.order.expires_at, changed.order.lease) = (expires_at, lease);
     let mut actions = vec![Action::Put(Box::new(changed))];
     if sandbox.phase == Phase::Running {
-        actions.push(Action::Instruct { sandbox_id: id.to_owned(), expires_at, leased });
+        actions.push(Action::Instruct { sandbox_id: id.to_owned(), expires_at, lease });
     }
     actions.push(report);
     actions

@@ -13,6 +13,7 @@ mod state;
 use std::fmt;
 
 use crate::boottime::BootTime;
+use crate::lease::LeaseTerms;
 use crate::ledger::Incarnation;
 use crate::spec::SandboxSpec;
 use crate::table::{Order, Sandbox};
@@ -55,6 +56,13 @@ pub enum Input {
         /// How.
         exit: Ended,
     },
+    /// Whoever guards a sandbox has been told its newest lease.
+    Instructed {
+        /// Which.
+        sandbox_id: String,
+        /// What was told.
+        lease: Option<LeaseTerms>,
+    },
     /// Nothing of a sandbox is left.
     Removed {
         /// Which.
@@ -73,6 +81,8 @@ pub struct Ended {
     pub reason: String,
     /// It was ended because its time was over.
     pub expired: bool,
+    /// It was ended because its lease was over.
+    pub lease_over: bool,
 }
 
 /// A command and what fences it.
@@ -119,8 +129,8 @@ pub enum Body {
         generation: u64,
         /// When its time is over from now on.
         expires_at: Option<BootTime>,
-        /// Whether it has to be dead by the end of the agent's lease.
-        leased: bool,
+        /// When it has to be dead if no leader is heard of.
+        lease: Option<LeaseTerms>,
     },
     /// Say what there is.
     Inventory,
@@ -210,7 +220,7 @@ pub enum Action {
     /// Have the runtime end it and remove everything of it.
     Remove { sandbox_id: String },
     /// Tell whoever keeps watch over it about its new end and lease.
-    Instruct { sandbox_id: String, expires_at: Option<BootTime>, leased: bool },
+    Instruct { sandbox_id: String, expires_at: Option<BootTime>, lease: Option<LeaseTerms> },
     /// Tell the leader how it is with this generation.
     Report { sandbox_id: String, generation: u64 },
     /// Tell the sender of a command that it is not obeyed.
@@ -232,6 +242,7 @@ pub fn plan(state: &State, input: &Input, now: BootTime) -> Vec<Action> {
         Input::Command(command) => commands::plan(state, command),
         Input::Created { order, result } => runtime::created(state, order, result),
         Input::Exited { sandbox_id, exit } => runtime::exited(state, sandbox_id, exit),
+        Input::Instructed { sandbox_id, lease } => runtime::instructed(state, sandbox_id, *lease),
         Input::Removed { sandbox_id } => runtime::removed(state, sandbox_id),
         Input::Tick => runtime::tick(state, now),
     }
@@ -267,9 +278,10 @@ impl fmt::Display for Action {
             }
             Self::End { sandbox_id } => write!(f, "runtime: end {sandbox_id}"),
             Self::Remove { sandbox_id } => write!(f, "runtime: remove {sandbox_id}"),
-            Self::Instruct { sandbox_id, expires_at, leased } => {
+            Self::Instruct { sandbox_id, expires_at, lease } => {
                 let end = expires_at.map_or("never".to_owned(), |at| at.0.to_string());
-                write!(f, "runtime: instruct {sandbox_id}: expires {end}, leased {leased}")
+                let lease = lease.map_or("no lease".to_owned(), |lease| lease.to_string());
+                write!(f, "runtime: instruct {sandbox_id}: expires {end}, {lease}")
             }
             Self::Report { sandbox_id, generation } => {
                 write!(f, "report {sandbox_id} generation {generation}")
@@ -314,6 +326,9 @@ impl fmt::Display for Sandbox {
             }
             Phase::Failed { reason } => write!(f, "FAILED ({reason})"),
         }?;
+        if let Some(lease) = self.guarded {
+            write!(f, ", under {lease}")?;
+        }
         if self.expired { write!(f, ", expired") } else { Ok(()) }
     }
 }

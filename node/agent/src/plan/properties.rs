@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use sandkeeper_proto::v1::SandboxState;
@@ -52,7 +53,7 @@ fn any_order() -> impl Strategy<Value = Order> {
                 ..SandboxSpec::default()
             }),
             expires_at: expires_at.map(BootTime),
-            leased: false,
+            lease: None,
         },
     )
 }
@@ -63,7 +64,7 @@ fn any_body() -> impl Strategy<Value = Body> {
         4 => any_order().prop_map(Body::Create),
         3 => (id(), 1u64..5).prop_map(|(sandbox_id, generation)| Body::Terminate { sandbox_id, generation }),
         1 => (id(), 1u64..5, proptest::option::of(0u64..50)).prop_map(|(sandbox_id, generation, expires_at)| {
-            Body::Update { sandbox_id, generation, expires_at: expires_at.map(BootTime), leased: true }
+            Body::Update { sandbox_id, generation, expires_at: expires_at.map(BootTime), lease: Some(LeaseTerms { length: Duration::from_secs(5), revision: 7 }) }
         }),
         1 => Just(Body::Inventory),
     ]
@@ -135,7 +136,8 @@ impl World {
                 let Some((id, Real::Running(order))) = pick(&running, at) else { return };
                 let (id, order) = ((*id).clone(), order.clone());
                 self.real.insert(id.clone(), Real::Ended(order));
-                let exit = Ended { exit_code: Some(1), reason: String::new(), expired: false };
+                let exit =
+                    Ended { exit_code: Some(1), reason: String::new(), expired: false, lease_over: false };
                 self.feed(&Input::Exited { sandbox_id: id, exit });
             }
             Step::Tick { by } => {

@@ -2,6 +2,7 @@
 
 use super::{Action, Ended, State};
 use crate::boottime::BootTime;
+use crate::lease::LeaseTerms;
 use crate::table::{Order, Phase, Sandbox};
 
 pub(super) fn created(state: &State, order: &Order, result: &Result<(), String>) -> Vec<Action> {
@@ -10,11 +11,12 @@ pub(super) fn created(state: &State, order: &Order, result: &Result<(), String>)
     let report = Action::Report { sandbox_id: id.clone(), generation: sandbox.generation };
     match (&sandbox.phase, result) {
         (Phase::Creating, Ok(())) => {
-            let mut actions = vec![Action::Put(Box::new(sandbox.in_phase(Phase::Running)))];
-            let Order { expires_at, leased, .. } = sandbox.order;
-            if (expires_at, leased) != (order.expires_at, order.leased) {
+            let running = Sandbox { guarded: order.lease, ..sandbox.in_phase(Phase::Running) };
+            let mut actions = vec![Action::Put(Box::new(running))];
+            let Order { expires_at, lease, .. } = sandbox.order;
+            if (expires_at, lease) != (order.expires_at, order.lease) {
                 // An update came in while it was being started with what was known before.
-                actions.push(Action::Instruct { sandbox_id: id.clone(), expires_at, leased });
+                actions.push(Action::Instruct { sandbox_id: id.clone(), expires_at, lease });
             }
             actions.push(report);
             actions
@@ -38,7 +40,7 @@ pub(super) fn exited(state: &State, id: &str, exit: &Ended) -> Vec<Action> {
         Phase::Creating | Phase::Running | Phase::Ending => {
             let phase = Phase::Exited { exit_code: exit.exit_code, reason: exit.reason.clone() };
             let expired = sandbox.expired || exit.expired;
-            let exited = Sandbox { expired, ..sandbox.in_phase(phase) };
+            let exited = Sandbox { expired, lease_over: exit.lease_over, ..sandbox.in_phase(phase) };
             vec![
                 Action::Put(Box::new(exited)),
                 Action::Report { sandbox_id: id.to_owned(), generation: sandbox.generation },
@@ -46,6 +48,19 @@ pub(super) fn exited(state: &State, id: &str, exit: &Ended) -> Vec<Action> {
         }
         // It is being removed: its absence is what will be told.
         Phase::Stopping { .. } | Phase::Exited { .. } | Phase::Failed { .. } => Vec::new(),
+    }
+}
+
+/// Only now may a leader count on the lease: the guard has it, whatever becomes of this agent.
+pub(super) fn instructed(state: &State, id: &str, lease: Option<LeaseTerms>) -> Vec<Action> {
+    match state.table.get(id) {
+        // Newer terms may be on their way to the guard.
+        Some(sandbox) if sandbox.order.lease == lease && sandbox.guarded != lease => {
+            let generation = sandbox.generation;
+            let guarded = Sandbox { guarded: lease, ..sandbox.clone() };
+            vec![Action::Put(Box::new(guarded)), Action::Report { sandbox_id: id.to_owned(), generation }]
+        }
+        _ => Vec::new(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::*;
 use crate::config::Capacity;
@@ -70,9 +71,19 @@ impl Script {
                 result: Err(line.words[2..].join(" ")),
             },
             "exited" => {
-                let exit =
-                    Ended { exit_code: Some(0), reason: "exited with code 0".to_owned(), expired: false };
+                let exit = Ended {
+                    exit_code: Some(0),
+                    reason: "exited with code 0".to_owned(),
+                    expired: false,
+                    lease_over: false,
+                };
                 Input::Exited { sandbox_id: line.word(1), exit }
+            }
+            "instructed" => {
+                let lease = line
+                    .number("lease")
+                    .map(|revision| LeaseTerms { length: Duration::from_secs(5), revision });
+                Input::Instructed { sandbox_id: line.word(1), lease }
             }
             "removed" => Input::Removed { sandbox_id: line.word(1) },
             "tick" => {
@@ -90,7 +101,8 @@ impl Script {
         let sequence = *next;
         let generation = line.number("gen").unwrap_or(1);
         let expires_at = line.number("expires").map(BootTime);
-        let leased = line.words.contains(&"leased");
+        let lease =
+            line.number("lease").map(|revision| LeaseTerms { length: Duration::from_secs(5), revision });
         let body = match line.words[0] {
             "create" => Body::Create(Order {
                 spec: Arc::new(SandboxSpec {
@@ -102,7 +114,7 @@ impl Script {
                     ..SandboxSpec::default()
                 }),
                 expires_at,
-                leased,
+                lease,
             }),
             "unusable" => Body::Unusable {
                 sandbox_id: line.word(1),
@@ -110,7 +122,7 @@ impl Script {
                 reason: "it needs a command".to_owned(),
             },
             "terminate" => Body::Terminate { sandbox_id: line.word(1), generation },
-            "update" => Body::Update { sandbox_id: line.word(1), generation, expires_at, leased },
+            "update" => Body::Update { sandbox_id: line.word(1), generation, expires_at, lease },
             "inventory" => Body::Inventory,
             other => panic!("no such input: {other}"),
         };
@@ -360,7 +372,7 @@ script!(
     "open 1
      welcome 1 blue
      create a via=1 expires=100
-     update a via=1 expires=500 leased
+     update a via=1 expires=500 lease=7
      created a
      tick 100
      update a via=1
@@ -370,5 +382,22 @@ script!(
      create a gen=2 via=1
      update a gen=2 via=1 expires=700
      removed a
+     table"
+);
+
+script!(
+    a_lease_is_told_when_its_guard_has_it,
+    "open 1
+     welcome 1 blue
+     create a via=1 lease=3
+     created a
+     update a via=1 lease=5
+     update a via=1 lease=6
+     instructed a lease=5
+     instructed a lease=6
+     instructed a lease=6
+     update a via=1
+     instructed a
+     instructed none
      table"
 );

@@ -6,10 +6,12 @@ pub mod simulated;
 use std::error::Error;
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::boottime::BootTime;
 use crate::files::FileFault;
+use crate::lease::{LeaseKeeper, LeaseTerms};
 use crate::plan::Ended;
 use crate::spec::SandboxSpec;
 use crate::table::{Order, Phase};
@@ -72,6 +74,8 @@ pub struct Recovered {
     pub phase: Phase,
     /// It was ended because its time was over.
     pub expired: bool,
+    /// It was ended because its lease was over.
+    pub lease_over: bool,
 }
 
 /// How an agent runs sandboxes.
@@ -99,12 +103,15 @@ pub trait Runtime: Send + Sync + 'static {
         grace: Duration,
     ) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
 
-    /// Notes when its time is over from now on. Notes count in the order of the calls; `deliver` brings the newest to
+    /// Notes when its time is over, and its lease, from now on. Notes count in the order of the calls; `deliver` brings the newest to
     /// whoever keeps watch over the sandbox.
-    fn instruct(&self, sandbox_id: &str, expires_at: Option<BootTime>, leased: bool);
+    fn instruct(&self, sandbox_id: &str, expires_at: Option<BootTime>, lease: Option<LeaseTerms>);
 
     /// Delivers the newest instructions. When this returns `Ok`, they hold even if the agent dies.
     fn deliver(&self, sandbox_id: &str) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+
+    /// What is to be told when a leader has acknowledged a heartbeat; `None`: nothing here is kept under a lease.
+    fn lease(&self) -> Option<Arc<LeaseKeeper>>;
 
     /// Where its output is; an error for people if this runtime keeps none.
     fn log(&self, sandbox_id: &str) -> Result<PathBuf, String>;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::{CreateError, Exited, Recovered, Runtime, RuntimeFault};
 use crate::boottime::BootTime;
 use crate::config::SimulatedConfig;
+use crate::lease::{LeaseKeeper, LeaseTerms};
 use crate::plan::Ended;
 use crate::spec::SandboxSpec;
 use crate::table::Order;
@@ -71,7 +72,8 @@ impl Runtime for Simulated {
         if !self.running().remove(sandbox_id) {
             return Ok(());
         }
-        let exit = Ended { exit_code: Some(0), reason: "exited with code 0".to_owned(), expired: false };
+        let reason = "exited with code 0".to_owned();
+        let exit = Ended { exit_code: Some(0), reason, expired: false, lease_over: false };
         // The receiver is gone only when the agent is: then nobody waits for the exit.
         let _ = self.exits.send(Exited { sandbox_id: sandbox_id.to_owned(), exit }).await;
         Ok(())
@@ -82,10 +84,15 @@ impl Runtime for Simulated {
         Ok(())
     }
 
-    fn instruct(&self, _sandbox_id: &str, _expires_at: Option<BootTime>, _leased: bool) {}
+    fn instruct(&self, _sandbox_id: &str, _expires_at: Option<BootTime>, _lease: Option<LeaseTerms>) {}
 
     async fn deliver(&self, _sandbox_id: &str) -> Result<(), RuntimeFault> {
         Ok(())
+    }
+
+    /// What only seems to run needs no guard.
+    fn lease(&self) -> Option<Arc<LeaseKeeper>> {
+        None
     }
 
     fn log(&self, _sandbox_id: &str) -> Result<PathBuf, String> {

@@ -1,5 +1,6 @@
 //! One session, from its hello to its end.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ use crate::wire;
 const OUTBOUND: usize = 1_024;
 /// The longest wait for the connection, and again for the welcome.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Heartbeats whose acknowledgement may still come: what is older than a minute prolongs no lease.
+const MAX_UNACKNOWLEDGED: usize = 60;
 
 /// How a session ended.
 #[derive(Debug)]
@@ -82,6 +86,7 @@ pub(super) async fn run(
         welcomed: false,
         node: String::new(),
         heartbeats: 0,
+        unacknowledged: VecDeque::new(),
     };
     let end = dialog.go_on(&close).await;
     // After this nothing of the session is in the mailbox: what the loop says from now on is said with all of it known.
@@ -103,6 +108,8 @@ struct Dialog<'a> {
     /// The name of the node, once it has said it.
     node: String,
     heartbeats: u64,
+    /// The numbers of heartbeats, and when they were sent.
+    unacknowledged: VecDeque<(u64, BootTime)>,
 }
 
 impl Dialog<'_> {
@@ -146,6 +153,11 @@ impl Dialog<'_> {
 
     fn heartbeat(&mut self) -> Result<(), End> {
         self.heartbeats += 1;
+        // Before it is sent: the lease runs from here.
+        if self.unacknowledged.len() == MAX_UNACKNOWLEDGED {
+            self.unacknowledged.pop_front();
+        }
+        self.unacknowledged.push_back((self.heartbeats, BootTime::now()));
         let used = wire::capacity(self.sessions.standing.borrow().used);
         let heartbeat =
             v1::Heartbeat { number: self.heartbeats, used: Some(used), ..v1::Heartbeat::default() };
@@ -158,8 +170,11 @@ impl Dialog<'_> {
     async fn hear(&mut self, message: v1::ServerMessage) -> Option<End> {
         let received = BootTime::now();
         match &message.body {
-            // Acknowledgements prove a lease, and there is none to prolong yet.
-            None | Some(Down::HeartbeatAck(_)) => return None,
+            None => return None,
+            Some(Down::HeartbeatAck(ack)) => {
+                self.acknowledged(ack.number);
+                return None;
+            }
             Some(Down::Goodbye(goodbye)) => return Some(self.goodbye(goodbye).await),
             Some(Down::Members(members)) => {
                 self.sessions.directory.learn(&members.servers);
@@ -178,6 +193,15 @@ impl Dialog<'_> {
         match self.sessions.mailbox.send(message).await {
             Ok(()) => None,
             Err(_) => Some(End::Cancelled),
+        }
+    }
+
+    /// A leader has led, with a quorum, after it had received that heartbeat.
+    fn acknowledged(&mut self, number: u64) {
+        while let Some((sent, at)) = self.unacknowledged.pop_front_if(|(sent, _)| *sent <= number) {
+            if let Some(lease) = self.sessions.lease.as_ref().filter(|_| sent == number) {
+                lease.acknowledged(at);
+            }
         }
     }
 

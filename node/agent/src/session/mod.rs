@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::dialog::End;
 use crate::config::{AgentConfig, Capacity};
+use crate::lease::LeaseKeeper;
 use crate::ledger::Incarnation;
 use crate::mailbox::Message;
 use crate::wire;
@@ -53,6 +54,7 @@ pub(crate) struct Sessions {
     mailbox: mpsc::Sender<Message>,
     connections: Arc<Connections>,
     directory: Directory,
+    lease: Option<Arc<LeaseKeeper>>,
     /// The number of the last session. Numbers grow over all nodes, so the newest session with a node is the one with
     /// the highest number, also when two addresses lead to one node.
     last: AtomicU64,
@@ -76,6 +78,7 @@ impl Sessions {
         mailbox: mpsc::Sender<Message>,
         connections: Arc<Connections>,
         directory: Directory,
+        lease: Option<Arc<LeaseKeeper>>,
     ) -> Self {
         let hello = v1::Hello {
             agent_id: config.agent_id.clone(),
@@ -95,6 +98,7 @@ impl Sessions {
             mailbox,
             connections,
             directory,
+            lease,
             last: AtomicU64::new(0),
             nodes: Mutex::default(),
         }

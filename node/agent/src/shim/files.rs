@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::cgroup::Group;
 use crate::boottime::BootTime;
 use crate::files::{self, Durability, FileFault};
+use crate::lease::LeaseTerms;
 use crate::spec::SandboxSpec;
 
 /// The format of all records here. An agent reads those that an older one wrote: sandboxes outlive upgrades.
@@ -43,6 +44,9 @@ pub struct ShimSpec {
     pub groups: Vec<Group>,
     /// RLIMIT_NOFILE.
     pub open_files: u64,
+    /// Where the agent writes down what leases rest on.
+    #[serde(default)]
+    pub lease_file: PathBuf,
     /// RLIMIT_AS in bytes, where no control group limits the memory.
     pub address_space: Option<u64>,
 }
@@ -54,8 +58,8 @@ pub struct Instructions {
     pub version: u32,
     /// When the shim ends the sandbox by itself.
     pub expires_at: Option<BootTime>,
-    /// Whether the sandbox has to be dead by the end of the agent's lease.
-    pub leased: bool,
+    /// When the sandbox has to be dead if no leader is heard of.
+    pub lease: Option<LeaseTerms>,
     /// The time between SIGTERM and SIGKILL.
     pub grace: Duration,
 }
@@ -80,6 +84,9 @@ pub struct ExitRecord {
     pub outcome: Outcome,
     /// The shim ended it because its time was over.
     pub expired: bool,
+    /// The shim ended it because its lease was over.
+    #[serde(default)]
+    pub lease_over: bool,
     /// The kernel killed a process of it because its memory was used up.
     pub out_of_memory: bool,
     /// When, in unix nanoseconds, by this machine's clock.
@@ -99,11 +106,18 @@ pub enum Outcome {
 }
 
 impl ExitRecord {
-    /// A record of now.
-    pub fn now(outcome: Outcome, expired: bool, out_of_memory: bool) -> Self {
+    /// A record of now, of what ended by itself.
+    pub fn now(outcome: Outcome) -> Self {
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let unix_nanos = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
-        Self { version: VERSION, outcome, expired, out_of_memory, unix_nanos }
+        Self {
+            version: VERSION,
+            outcome,
+            expired: false,
+            lease_over: false,
+            out_of_memory: false,
+            unix_nanos,
+        }
     }
 }
 

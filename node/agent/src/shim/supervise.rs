@@ -23,6 +23,7 @@ use super::{
     ExitRecord, Folder, ID_VARIABLE, Instructions, Outcome, SECOND_STAGE, ShimProcess, ShimSpec, StageError,
 };
 use crate::boottime::BootTime;
+use crate::lease;
 
 /// What the shim acts upon. Everything else stays blocked and pending for ever.
 fn signals() -> SigSet {
@@ -45,7 +46,16 @@ pub(super) fn run(spec_path: &Path) -> Result<(), StageError> {
         let what = fault.to_string();
         StageError { what, cause: fault.source }
     })?;
-    let mut shim = Shim { folder, spec, instructions, main: Pid::from_raw(0), kill_at: None, expired: false };
+    let mut shim = Shim {
+        folder,
+        spec,
+        instructions,
+        main: Pid::from_raw(0),
+        kill_at: None,
+        expired: false,
+        lease_until: None,
+        lease_over: false,
+    };
     shim.run(spec_path)
 }
 
@@ -71,6 +81,10 @@ struct Shim {
     kill_at: Option<BootTime>,
     /// It was asked to because its time was over.
     expired: bool,
+    /// When it has to be killed unless the agent has written down a newer acknowledgement by then.
+    lease_until: Option<BootTime>,
+    /// It was killed because its lease was over.
+    lease_over: bool,
 }
 
 impl Shim {
@@ -92,7 +106,8 @@ impl Shim {
             let _ = group.remove();
         }
         let failed = matches!(outcome, Outcome::Failed(_));
-        let record = ExitRecord::now(outcome, self.expired, out_of_memory);
+        let (expired, lease_over) = (self.expired, self.lease_over);
+        let record = ExitRecord { expired, lease_over, out_of_memory, ..ExitRecord::now(outcome) };
         self.folder.write_exit(&record).map_err(|fault| {
             let what = fault.to_string();
             StageError { what, cause: fault.source }
@@ -147,6 +162,7 @@ impl Shim {
         let event = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
         let mut timer =
             Timer::new(ClockId::CLOCK_BOOTTIME, event).map_err(StageError::of("can't make a timer"))?;
+        self.read_lease();
         self.arm(&mut timer)?;
         let ended = loop {
             // Before the first wait too: it may have ended before.
@@ -167,6 +183,10 @@ impl Shim {
                     if self.instructions.expires_at.is_some_and(|at| at <= now) {
                         self.end();
                     }
+                    if self.lease_until.is_some_and(|at| at <= now) {
+                        self.read_lease();
+                        self.end_if_lease_is_over(now);
+                    }
                 }
                 _ => {}
             }
@@ -180,7 +200,10 @@ impl Shim {
 
     fn arm(&self, timer: &mut Timer) -> Result<(), StageError> {
         let expires_at = self.instructions.expires_at.filter(|_| self.kill_at.is_none());
-        let Some(at) = self.kill_at.or(expires_at) else { return Ok(()) };
+        let lease_until = self.lease_until.filter(|_| !self.lease_over);
+        let Some(at) = [self.kill_at, expires_at, lease_until].into_iter().flatten().min() else {
+            return Ok(());
+        };
         // Zero would disarm it; a time that has passed fires at once. Later than a century is never.
         let at = at.0.clamp(1, 100 * 365 * 86_400 * 1_000_000_000);
         let at = TimeSpec::new((at / 1_000_000_000) as i64, (at % 1_000_000_000) as i64);
@@ -192,12 +215,37 @@ impl Shim {
     fn read_instructions(&mut self) {
         // The agent replaces the file whole, so what can't be read was not written by it: the last ones stand.
         match self.folder.read_instructions() {
-            Ok(Some(instructions)) => self.instructions = instructions,
+            Ok(Some(instructions)) => {
+                self.instructions = instructions;
+                self.read_lease();
+            }
             Ok(None) => {}
             Err(error) => {
                 let _ =
                     writeln!(io::stderr(), "the instructions can't be read and stay as they were: {error}");
             }
+        }
+    }
+
+    /// Finds out when the lease is over, from what the agent has written down by now.
+    fn read_lease(&mut self) {
+        let Some(terms) = self.instructions.lease else {
+            self.lease_until = None;
+            return;
+        };
+        let acknowledged = lease::read(&self.spec.lease_file, &self.spec.boot_id).unwrap_or_else(|error| {
+            // Without proof that a leader was heard of none was.
+            let _ = writeln!(io::stderr(), "the lease can't be read: {error}");
+            None
+        });
+        self.lease_until = Some(terms.deadline(acknowledged.unwrap_or(BootTime(0))));
+    }
+
+    /// Kills at once: another agent may start the next generation a moment later.
+    fn end_if_lease_is_over(&mut self, now: BootTime) {
+        if self.lease_until.is_some_and(|at| at <= now) {
+            self.lease_over = true;
+            self.kill();
         }
     }
 

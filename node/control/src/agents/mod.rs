@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sandkeeper_proto::v1;
-use sandkeeper_statemachine::{AgentId, AgentSpec, SandboxId};
+use sandkeeper_statemachine::{AgentId, AgentSpec, Incarnation, SandboxId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -108,6 +108,8 @@ enum NotEntered {
 #[derive(Clone, Debug, Default)]
 pub struct Sessions {
     by_agent: Arc<Mutex<BTreeMap<AgentId, Arc<Session>>>>,
+    /// When the agents of sessions that are over were last heard of, until somebody takes it.
+    departed: Arc<Mutex<BTreeMap<AgentId, (Incarnation, Instant)>>>,
     tunnels: Tunnels,
 }
 
@@ -150,6 +152,7 @@ impl Sessions {
                 return Err(NotEntered::Older);
             }
             old.ended.cancel();
+            self.note_departed(old);
         }
         sessions.insert(session.spec.agent_id.clone(), session);
         Ok(())
@@ -157,11 +160,29 @@ impl Sessions {
 
     /// Takes a session out, unless a newer one has taken its place.
     fn leave(&self, session: &Arc<Session>) {
+        // Before it is out of sight.
+        self.note_departed(session);
         let mut sessions = lock(&self.by_agent);
         let id = &session.spec.agent_id;
         if sessions.get(id).is_some_and(|present| Arc::ptr_eq(present, session)) {
             sessions.remove(id);
         }
+    }
+
+    /// What a session heard last is not forgotten with it: leases are counted from there.
+    fn note_departed(&self, session: &Session) {
+        let (incarnation, heard) = (session.spec.incarnation, session.last_heard());
+        let mut departed = lock(&self.departed);
+        let known = departed.entry(session.spec.agent_id.clone()).or_insert((incarnation, heard));
+        if known.1 <= heard {
+            *known = (incarnation, heard);
+        }
+    }
+
+    /// When the agents of sessions that are over were last heard of. Whoever looks at agents' silence takes this after
+    /// it has looked at their sessions: what is not in the one is in the other.
+    pub(crate) fn take_departed(&self) -> BTreeMap<AgentId, (Incarnation, Instant)> {
+        std::mem::take(&mut *lock(&self.departed))
     }
 
     /// Asks an agent for a sandbox's log. The receiver yields its bytes; dropping it ends the tunnel.

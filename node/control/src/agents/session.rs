@@ -131,6 +131,9 @@ fn hear(message: v1::AgentMessage, session: &Session, worker: Option<&mut Worker
             if !heartbeat.images.is_empty() {
                 gate.knowledge.set_images(&session.spec.agent_id, &heartbeat.images);
             }
+            if let Some(worker) = worker {
+                worker.beat(heartbeat.number, &gate.replica.state());
+            }
         }
         Some(agent_message::Body::Hello(_)) | None => {}
         Some(body) => {

@@ -2,7 +2,7 @@
 
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::{
-    AgentSpec, Capacity, FailurePolicy, Generation, Incarnation, InvalidName, Label, Sandbox, SandboxId,
+    AgentSpec, Capacity, Generation, Incarnation, InvalidName, Label, Sandbox, SandboxId,
 };
 use uuid::Uuid;
 
@@ -65,8 +65,16 @@ pub(crate) fn create_command(
         resources: Some(resources(spec.resources)),
         labels: sandbox.status.labels.clone(),
         expires_in_nanos: remaining,
-        leased: sandbox.status.failure_policy == FailurePolicy::AutoRecreate,
+        lease: lease(sandbox),
     }
+}
+
+/// When a sandbox has to be dead, if no leader acknowledges its agent's heartbeats; None: it may run on.
+pub(crate) fn lease(sandbox: &Sandbox) -> Option<v1::Lease> {
+    sandbox.status.wanted_lease().map(|seconds| v1::Lease {
+        length_millis: u64::from(seconds) * 1_000,
+        revision: sandbox.status.lease_revision,
+    })
 }
 
 /// What a report says; `None` inside: that it is not there. `Err`: it is not a report that an agent of ours makes.
@@ -75,11 +83,14 @@ pub(crate) fn actual(report: &v1::SandboxReport) -> Result<(SandboxId, Option<Ac
     let reason = || report.reason.clone();
     let actual = match report.state() {
         v1::SandboxState::Creating => Some(Actual::Creating),
-        v1::SandboxState::Running => Some(Actual::Running { endpoints: report.endpoints.clone() }),
+        v1::SandboxState::Running => {
+            let lease_revision = report.lease.map_or(0, |lease| lease.revision);
+            Some(Actual::Running { endpoints: report.endpoints.clone(), lease_revision })
+        }
         v1::SandboxState::Stopping => Some(Actual::Stopping),
         v1::SandboxState::Exited => {
-            let (exit_code, expired) = (report.exit_code, report.expired);
-            Some(Actual::Exited { exit_code, reason: reason(), expired })
+            let (exit_code, expired, lease_over) = (report.exit_code, report.expired, report.lease_over);
+            Some(Actual::Exited { exit_code, reason: reason(), expired, lease_over })
         }
         v1::SandboxState::Failed => Some(Actual::Failed { reason: reason() }),
         v1::SandboxState::Absent => None,

@@ -211,6 +211,7 @@ fn kind_of(command: &Command) -> &'static str {
         Command::CreateCluster { .. }
         | Command::RegisterAgent(_)
         | Command::LoseAgent { .. }
+        | Command::RecoverSandbox { .. }
         | Command::Report(_)
         | Command::Housekeeping => "internal",
     }

@@ -175,9 +175,17 @@ mod tests {
         let (id, key) = world.create_strong("web");
         assert_eq!(progress(&world.state, &id, &key), None, "allocated, not yet running");
         let mut ran = world.clone();
-        ran.report(&id, ReportedState::Running { endpoints: vec![] });
+        ran.report(&id, ReportedState::Running { endpoints: vec![], lease_revision: 0 });
         assert_eq!(progress(&ran.state, &id, &key), Some(Progress::Ran));
-        ran.report(&id, ReportedState::Exited { exit_code: Some(0), reason: String::new(), expired: false });
+        ran.report(
+            &id,
+            ReportedState::Exited {
+                exit_code: Some(0),
+                reason: String::new(),
+                expired: false,
+                lease_over: false,
+            },
+        );
         assert_eq!(progress(&ran.state, &id, &key), Some(Progress::Ran), "over, but it ran");
         let mut ended = world.clone();
         ended.terminate(&id);

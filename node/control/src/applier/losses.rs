@@ -1,17 +1,20 @@
-//! Agents that are not heard of.
+//! Agents that are not heard of, and what is to be done about what they ran.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
-use sandkeeper_statemachine::{Actor, AgentId, AgentStatus, Command, Incarnation, Request, State};
+use sandkeeper_statemachine::{Actor, Command, Request};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::recovery::Recovery;
+use super::silence::LastHeard;
 use crate::agents::Sessions;
 use crate::commands::Commands;
+use crate::metrics::Metrics;
 use crate::raft::LeaderTerm;
 use crate::raft::replica::Replica;
 
@@ -25,82 +28,65 @@ const DEAF: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// While this node leads: tells the decider of every agent that was not heard of, by this node, for `lost_after`, nor
-/// since it leads.
+/// since it leads; and of every AUTO_RECREATE sandbox that is down and may be started elsewhere.
 pub async fn run(
     mut leads: watch::Receiver<Option<LeaderTerm>>,
     replica: Replica,
     sessions: Sessions,
     commands: Commands,
+    metrics: Arc<Metrics>,
     lost_after: Duration,
     stop: CancellationToken,
 ) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut heard = LastHeard::default();
+    let (mut heard, mut recovery) = (LastHeard::default(), Recovery::default());
     let mut last_look = Instant::now();
     loop {
+        let mut anew = false;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = leads.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                heard = LastHeard::default();
+                anew = true;
             }
             _ = ticks.tick() => {}
         }
-        let Some(LeaderTerm { term }) = *leads.borrow() else { continue };
         let now = Instant::now();
-        if now.duration_since(last_look) > DEAF {
-            // This node itself was not listening: paused, or starved. The agents' silence says nothing.
-            heard = LastHeard::default();
+        // If this node itself was not listening (paused, or starved), the agents' silence says nothing.
+        if anew || now.duration_since(last_look) > DEAF {
+            (heard, recovery) = (LastHeard::default(), Recovery::default());
         }
-        let lost = heard.lost(&replica.state(), &sessions, now, lost_after);
-        join_all(lost.into_iter().map(|(agent, incarnation)| {
+        let Some(LeaderTerm { term }) = *leads.borrow() else {
+            // Nobody asks; it must not pile up.
+            sessions.take_departed();
+            metrics.recovery_paused.set(0);
+            last_look = Instant::now();
+            continue;
+        };
+        let state = replica.state();
+        heard.update(&state, &sessions, now);
+        let lost = heard.lost(&state, now, lost_after).into_iter().map(|(agent, incarnation)| {
             info!(%agent, "not heard of for {lost_after:?}: it is lost");
-            let command = Command::LoseAgent { agent: agent.clone(), incarnation };
-            let request = Request { actor: Actor::Leader, id: None, command };
+            Command::LoseAgent { agent, incarnation }
+        });
+        let due = recovery.due(&state, &heard, now).into_iter().map(|(sandbox_id, generation)| {
+            info!(%sandbox_id, generation, "another place is looked for");
+            Command::RecoverSandbox { sandbox_id, generation }
+        });
+        metrics.recovery_paused.set(recovery.is_paused().into());
+        join_all(lost.chain(due).map(|command| {
             let commands = &commands;
             async move {
+                let request = Request { actor: Actor::Leader, id: None, command: command.clone() };
                 if let Err(error) = commands.submit_in_term(term, request, Instant::now() + DEADLINE).await {
-                    warn!(%agent, %error, "the loss was not decided; the next look says it again");
+                    warn!(?command, %error, "not decided; the next look says it again");
                 }
             }
         }))
         .await;
         last_look = Instant::now();
-    }
-}
-
-/// When each READY agent was last heard of, since this node leads.
-#[derive(Default)]
-struct LastHeard(BTreeMap<AgentId, (Incarnation, Instant)>);
-
-impl LastHeard {
-    fn lost(
-        &mut self,
-        state: &State,
-        sessions: &Sessions,
-        now: Instant,
-        lost_after: Duration,
-    ) -> Vec<(AgentId, Incarnation)> {
-        self.0.retain(|agent, _| state.agent(agent).is_some());
-        let mut lost = Vec::new();
-        for agent in state.agents().filter(|agent| agent.status == AgentStatus::Ready) {
-            let (id, incarnation) = (&agent.spec.agent_id, agent.spec.incarnation);
-            let entry = self.0.entry(id.clone()).or_insert((incarnation, now));
-            if entry.0 != incarnation {
-                *entry = (incarnation, now);
-            }
-            if let Some(session) = sessions.get(id)
-                && session.spec.incarnation == incarnation
-            {
-                entry.1 = entry.1.max(session.last_heard());
-            }
-            if now.duration_since(entry.1) >= lost_after {
-                lost.push((id.clone(), incarnation));
-            }
-        }
-        lost
     }
 }

@@ -5,7 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use sandkeeper_statemachine::{AgentId, Generation, Phase, ReportedState, Sandbox, SandboxId, State};
+use sandkeeper_statemachine::{
+    AgentId, Generation, Phase, ReportedState, Revision, Sandbox, SandboxId, State,
+};
 
 /// What an agent says of one generation that it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub enum Actual {
     Running {
         /// `host:port`.
         endpoints: Vec<String>,
+        /// The revision of the lease that it is kept under; 0: none.
+        lease_revision: Revision,
     },
     /// It is being stopped.
     Stopping,
@@ -27,6 +31,8 @@ pub enum Actual {
         reason: String,
         /// The agent ended it because its time was over.
         expired: bool,
+        /// It was ended because its lease was over.
+        lease_over: bool,
     },
     /// It could not be started; the record is kept.
     Failed {
@@ -158,14 +164,18 @@ fn reconcile_held(
         }
         None if absent => Some(Step::Report(generation, ReportedState::Absent)),
         None | Some(Actual::Creating) => None,
-        Some(Actual::Running { endpoints }) => {
-            let known = status.phase == Phase::Running && status.endpoints == *endpoints;
-            (!known)
-                .then(|| Step::Report(generation, ReportedState::Running { endpoints: endpoints.clone() }))
+        Some(Actual::Running { endpoints, lease_revision }) => {
+            let confirms = *lease_revision == status.lease_revision && status.lease != status.wanted_lease();
+            let known = status.phase == Phase::Running && status.endpoints == *endpoints && !confirms;
+            let (endpoints, lease_revision) = (endpoints.clone(), *lease_revision);
+            let running = ReportedState::Running { endpoints, lease_revision };
+            (!known).then_some(Step::Report(generation, running))
         }
-        Some(Actual::Exited { exit_code, reason, expired }) => {
-            let (exit_code, reason, expired) = (*exit_code, reason.clone(), *expired);
-            Some(Step::Report(generation, ReportedState::Exited { exit_code, reason, expired }))
+        Some(Actual::Exited { exit_code, reason, expired, lease_over }) => {
+            let (exit_code, reason) = (*exit_code, reason.clone());
+            let (expired, lease_over) = (*expired, *lease_over);
+            let exited = ReportedState::Exited { exit_code, reason, expired, lease_over };
+            Some(Step::Report(generation, exited))
         }
         Some(Actual::Failed { reason }) => {
             Some(Step::Report(generation, ReportedState::StartFailed { reason: reason.clone() }))

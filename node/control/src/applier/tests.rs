@@ -1,5 +1,7 @@
 //! What is to be done in each pairing of what the state says and what the agent has.
 
+mod recovery;
+
 use std::collections::BTreeMap;
 
 use sandkeeper_statemachine::{
@@ -40,6 +42,10 @@ struct World {
 impl World {
     /// One agent, one sandbox allocated to it.
     fn new() -> Self {
+        Self::with_policy(FailurePolicy::Manual)
+    }
+
+    fn with_policy(failure_policy: FailurePolicy) -> Self {
         let spec = AgentSpec {
             agent_id: agent(),
             incarnation: life(),
@@ -70,7 +76,7 @@ impl World {
             },
             labels: BTreeMap::new(),
             expiry: None,
-            failure_policy: FailurePolicy::Manual,
+            failure_policy,
             recovery_timeout_seconds: 60,
             wait: None,
         };
@@ -94,7 +100,7 @@ impl World {
     }
 
     fn running(&mut self) {
-        self.report(1, ReportedState::Running { endpoints: Vec::new() });
+        self.report(1, ReportedState::Running { endpoints: Vec::new(), lease_revision: 0 });
     }
 
     fn target(&self) -> Target {
@@ -116,7 +122,7 @@ impl World {
 }
 
 fn runs() -> Actual {
-    Actual::Running { endpoints: Vec::new() }
+    Actual::Running { endpoints: Vec::new(), lease_revision: 0 }
 }
 
 #[test]
@@ -130,7 +136,10 @@ fn what_is_allocated_is_created_once_and_again_when_overdue() {
     world.has(1, Actual::Creating);
     assert_eq!(world.steps(), []);
     world.has(1, runs());
-    assert_eq!(world.steps(), [Step::Report(1, ReportedState::Running { endpoints: Vec::new() })]);
+    assert_eq!(
+        world.steps(),
+        [Step::Report(1, ReportedState::Running { endpoints: Vec::new(), lease_revision: 0 })]
+    );
     world.running();
     assert_eq!(world.steps(), []);
 }
@@ -195,11 +204,21 @@ fn the_next_generation_waits_until_the_old_one_is_gone() {
 
 #[test]
 fn the_record_of_what_failed_stays_until_it_is_terminated() {
-    let exited = Actual::Exited { exit_code: Some(3), reason: "exit code 3".into(), expired: false };
+    let exited = Actual::Exited {
+        exit_code: Some(3),
+        reason: "exit code 3".into(),
+        expired: false,
+        lease_over: false,
+    };
     let mut world = World::new();
     world.running();
     world.has(1, exited.clone());
-    let reported = ReportedState::Exited { exit_code: Some(3), reason: "exit code 3".into(), expired: false };
+    let reported = ReportedState::Exited {
+        exit_code: Some(3),
+        reason: "exit code 3".into(),
+        expired: false,
+        lease_over: false,
+    };
     assert_eq!(world.steps(), [Step::Report(1, reported.clone())]);
     world.report(1, reported);
     assert_eq!(world.steps(), [], "its log and exit code are kept");
@@ -229,7 +248,7 @@ fn the_absence_of_an_older_generation_says_nothing_of_the_newer() {
     let target = world.target();
     world.decide(Command::ResetSandbox(target));
     world.report(1, ReportedState::Absent);
-    world.report(2, ReportedState::Running { endpoints: Vec::new() });
+    world.report(2, ReportedState::Running { endpoints: Vec::new(), lease_revision: 0 });
     world.view.note(&id, 2, Some(runs()));
     world.view.note(&id, 1, None);
     assert_eq!(world.steps(), [], "generation 2 runs on");

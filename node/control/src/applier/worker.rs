@@ -1,13 +1,15 @@
 //! One agent, one session, one term of this leader: what is known of the agent, and what is under way.
 
+mod heartbeat;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sandkeeper_proto::v1::{self, server_message::Body};
 use sandkeeper_statemachine::{
-    Actor, Agent, AgentStatus, Command, FailurePolicy, Generation, Rejection, Report, ReportedState, Request,
-    Sandbox, SandboxId, State, Term, Timestamp,
+    Actor, Agent, AgentStatus, Command, Generation, Rejection, Report, ReportedState, Request, Sandbox,
+    SandboxId, State, Term, Timestamp,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -42,6 +44,7 @@ pub(crate) enum Verdict {
 enum Finished {
     Registered(Result<(), SubmitError>),
     Reported(SandboxId, bool),
+    Confirmed(u64, bool),
 }
 
 /// See the module.
@@ -73,6 +76,12 @@ pub(crate) struct Worker {
     /// Looked at again with the next second: the decider did not take their report.
     undecided: BTreeSet<SandboxId>,
     registering: bool,
+    /// The newest heartbeat of this session that was heard; 0: none.
+    heartbeat: u64,
+    /// The newest that was acknowledged.
+    acknowledged: u64,
+    /// A quorum is being asked about a heartbeat.
+    confirming: bool,
     tasks: JoinSet<Finished>,
 }
 
@@ -81,13 +90,12 @@ pub(crate) struct Worker {
 struct Told {
     generation: Generation,
     expire_time: Option<Timestamp>,
-    leased: bool,
+    lease: Option<v1::Lease>,
 }
 
 impl Told {
     fn of(sandbox: &Sandbox, generation: Generation) -> Self {
-        let leased = sandbox.status.failure_policy == FailurePolicy::AutoRecreate;
-        Self { generation, expire_time: sandbox.status.expire_time, leased }
+        Self { generation, expire_time: sandbox.status.expire_time, lease: wire::lease(sandbox) }
     }
 }
 
@@ -113,6 +121,9 @@ impl Worker {
             wants_report: BTreeSet::new(),
             undecided: BTreeSet::new(),
             registering: false,
+            heartbeat: 0,
+            acknowledged: 0,
+            confirming: false,
             tasks: JoinSet::new(),
         }
     }
@@ -162,6 +173,7 @@ impl Worker {
             }
             return;
         }
+        self.acknowledge(state);
         if self.asked.is_none() {
             self.asked = self.send(Body::InventoryRequest(v1::InventoryRequest {}));
         }
@@ -184,6 +196,7 @@ impl Worker {
                     Err(error) => debug!(agent = %self.session.spec.agent_id, %error, "not registered yet"),
                 }
             }
+            Ok(Finished::Confirmed(number, by_quorum)) => self.confirmed(number, by_quorum, &state()),
             Ok(Finished::Reported(id, decided)) => {
                 self.reporting.remove(&id);
                 let mut ids = if self.tasks.len() <= MAX_REPORTS / 2 {
@@ -245,7 +258,7 @@ impl Worker {
             if let Some(id) = note(&mut view, &report)
                 && !report.expires
             {
-                let told = Told { generation: report.generation, expire_time: None, leased: report.leased };
+                let told = Told { generation: report.generation, expire_time: None, lease: report.lease };
                 self.told.entry(id).or_insert(told);
             }
         }
@@ -359,7 +372,7 @@ impl Worker {
                         sandbox_id: id.to_string(),
                         generation: *generation,
                         expires_in_nanos: self.remaining(sandbox),
-                        leased: told.leased,
+                        lease: told.lease,
                     };
                     if self.send(Body::Update(update)).is_some() {
                         self.told.insert(id.clone(), told);

@@ -127,6 +127,11 @@ impl Commands {
         }
     }
 
+    /// Whether this node has led in `term`, confirmed by a quorum, at some moment after this call.
+    pub(crate) async fn confirm_leadership(&self, term: Term) -> bool {
+        self.inner.raft.confirm_leadership(term).await.is_ok()
+    }
+
     async fn attempt(&self, request: &Request, deadline: Instant) -> Forwarded {
         let Inner { queue, raft, link, .. } = &*self.inner;
         if raft.leadership().borrow().is_some() {

@@ -52,7 +52,7 @@ fn entries() -> Vec<LogEntry> {
     for round in 0..12 {
         let (id, _) = world.create_strong(&format!("web-{round}"));
         let endpoints = Vec::new();
-        world.report(&id, ReportedState::Running { endpoints });
+        world.report(&id, ReportedState::Running { endpoints, lease_revision: 0 });
         if round % 3 == 0 {
             world.terminate(&id);
         }

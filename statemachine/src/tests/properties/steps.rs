@@ -141,9 +141,16 @@ fn sandbox_name(which: u8) -> SandboxName {
 
 fn said(what: u8) -> ReportedState {
     match what {
-        0..=2 => ReportedState::Running { endpoints: vec![format!("h:{what}")] },
-        3 => ReportedState::Exited { exit_code: Some(1), reason: "crashed".into(), expired: false },
-        4 => ReportedState::Exited { exit_code: None, reason: "over".into(), expired: true },
+        0..=2 => ReportedState::Running { endpoints: vec![format!("h:{what}")], lease_revision: 0 },
+        3 => ReportedState::Exited {
+            exit_code: Some(1),
+            reason: "crashed".into(),
+            expired: false,
+            lease_over: false,
+        },
+        4 => {
+            ReportedState::Exited { exit_code: None, reason: "over".into(), expired: true, lease_over: false }
+        }
         5 => ReportedState::StartFailed { reason: "no such image".into() },
         6 => ReportedState::AdmissionRefused { reason: "full".into() },
         _ => ReportedState::Absent,

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -20,13 +21,23 @@ use crate::shim::{self, Folder, ID_VARIABLE, Instructions, Outcome, ShimSpec};
 use crate::spec::SandboxSpec;
 use crate::table::Order;
 
+/// How long a start waits for the first acknowledgement of a heartbeat. They come every second.
+const LEASE_DEADLINE: Duration = Duration::from_secs(5);
+
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(super) async fn create(shared: &Arc<Shared>, order: Order) -> Result<(), CreateError> {
+    if let Some(terms) = order.lease
+        && !shared.lease.holds(terms, LEASE_DEADLINE).await
+    {
+        let reason =
+            format!("no leader has acknowledged a heartbeat for {:?}: its lease would be over", terms.length);
+        return Err(CreateError::Start(reason));
+    }
     let id = order.spec.sandbox_id.clone();
     let starting = Arc::clone(shared);
     let instructions =
-        Instructions { version: 1, expires_at: order.expires_at, leased: order.leased, grace: shared.grace };
+        Instructions { version: 1, expires_at: order.expires_at, lease: order.lease, grace: shared.grace };
     let first = instructions.clone();
     let started = blocking(move || start(&starting, &order.spec, &first)).await;
     let result = match started {
@@ -173,6 +184,7 @@ fn shim_spec(shared: &Shared, spec: &SandboxSpec) -> ShimSpec {
         version: 1,
         sandbox: spec.clone(),
         boot_id: shared.boot_id.clone(),
+        lease_file: shared.lease.path().to_owned(),
         argv: spec.command.iter().chain(&spec.args).cloned().collect(),
         envs,
         working_dir,

@@ -194,7 +194,7 @@ pub(super) async fn how_it_ended(shared: &Arc<Shared>, sandbox_id: &str) -> Resu
     }
     leftovers::kill_all(shared, sandbox_id, folder).await?;
     let reason = "vanished: its shim was killed, or the machine was restarted".to_owned();
-    Ok(Ended { exit_code: None, reason, expired: false })
+    Ok(Ended { exit_code: None, reason, expired: false, lease_over: false })
 }
 
 /// What an exit record says to people and to leaders.
@@ -207,12 +207,14 @@ fn describe(record: &ExitRecord) -> Ended {
         }
         Outcome::Failed(reason) => (None, reason.clone()),
     };
-    let why = match (record.out_of_memory, record.expired) {
-        (true, _) => "its memory was used up: ",
-        (false, true) => "its time was over: ",
-        (false, false) => "",
+    let why = match record {
+        ExitRecord { out_of_memory: true, .. } => "its memory was used up: ",
+        ExitRecord { expired: true, .. } => "its time was over: ",
+        ExitRecord { lease_over: true, .. } => "no leader was heard of, and its lease was over: ",
+        _ => "",
     };
-    Ended { exit_code, reason: format!("{why}{how}"), expired: record.expired }
+    let (expired, lease_over) = (record.expired, record.lease_over);
+    Ended { exit_code, reason: format!("{why}{how}"), expired, lease_over }
 }
 
 #[cfg(test)]
@@ -221,7 +223,9 @@ mod tests {
 
     #[test]
     fn an_exit_says_code_and_reason() {
-        let exit = |outcome, expired, memory| describe(&ExitRecord::now(outcome, expired, memory));
+        let exit = |outcome, expired, out_of_memory| {
+            describe(&ExitRecord { expired, out_of_memory, ..ExitRecord::now(outcome) })
+        };
         let of = |exit: Ended| (exit.exit_code, exit.reason);
         assert_eq!(of(exit(Outcome::Exited(3), false, false)), (Some(3), "exited with code 3".to_owned()));
         assert_eq!(

@@ -4,6 +4,7 @@
 //! DATA/sandboxes/<sandbox_id>/   spec.json instructions.json shim.json exit.json alive shim.err
 //! DATA/work/<sandbox_id>/        the working directory
 //! DATA/logs/<sandbox_id>.log     the output
+//! DATA/lease.json                when the newest acknowledged heartbeat was sent
 //! ```
 //! The folder is the record: it is there before anything is started and the last thing to go. After a restart the agent
 //! knows of its sandboxes what these folders and the live shims say, and nothing else.
@@ -33,6 +34,7 @@ use super::{CreateError, Exited, Recovered, Runtime, RuntimeFault};
 use crate::boottime::BootTime;
 use crate::config::ProcessConfig;
 use crate::files::FileFault;
+use crate::lease::{LeaseKeeper, LeaseTerms};
 use crate::shim::cgroup::Hierarchy;
 use crate::shim::{self, Folder};
 use crate::spec::SandboxSpec;
@@ -60,6 +62,7 @@ struct Shared {
     /// Whether sandboxes get namespaces of their own.
     namespaces: bool,
     boot_id: String,
+    lease: Arc<LeaseKeeper>,
     exits: mpsc::Sender<Exited>,
     /// The shims that live, by sandbox id.
     lives: Mutex<HashMap<String, Arc<Life>>>,
@@ -79,7 +82,7 @@ impl ProcessRuntime {
     ) -> Result<Self, RuntimeFault> {
         let agent_group = agent_id.to_owned();
         let folders = data_dir.to_owned();
-        let (data_dir, hierarchy, boot_id) = blocking(move || -> Result<_, RuntimeFault> {
+        let (data_dir, hierarchy, boot_id, lease) = blocking(move || -> Result<_, RuntimeFault> {
             // Absolute: the shim and the workload start elsewhere.
             for name in ["sandboxes", "work", "logs"] {
                 let path = folders.join(name);
@@ -92,7 +95,8 @@ impl ProcessRuntime {
             let data_dir = fs::canonicalize(&folders).map_err(FileFault::of("find", &folders))?;
             let path = Path::new("/proc/sys/kernel/random/boot_id");
             let boot_id = fs::read_to_string(path).map_err(FileFault::of("read", path))?;
-            Ok((data_dir, Hierarchy::find(&agent_group), boot_id.trim().to_owned()))
+            let lease = Arc::new(LeaseKeeper::open(&data_dir, boot_id.trim())?);
+            Ok((data_dir, Hierarchy::find(&agent_group), boot_id.trim().to_owned(), lease))
         })
         .await?;
         if let Hierarchy::Unavailable(reason) = &hierarchy {
@@ -116,6 +120,7 @@ impl ProcessRuntime {
                 hierarchy,
                 namespaces,
                 boot_id,
+                lease,
                 exits,
                 lives: Mutex::default(),
                 watchers: TaskTracker::new(),
@@ -220,15 +225,19 @@ impl Runtime for ProcessRuntime {
         remove::remove(&self.shared, sandbox_id, grace).await
     }
 
-    fn instruct(&self, sandbox_id: &str, expires_at: Option<BootTime>, leased: bool) {
+    fn instruct(&self, sandbox_id: &str, expires_at: Option<BootTime>, lease: Option<LeaseTerms>) {
         if let Some(life) = self.shared.life(sandbox_id) {
-            life.want(|wanted| (wanted.expires_at, wanted.leased) = (expires_at, leased));
+            life.want(|wanted| (wanted.expires_at, wanted.lease) = (expires_at, lease));
         }
     }
 
     async fn deliver(&self, sandbox_id: &str) -> Result<(), RuntimeFault> {
         let Some(life) = self.shared.life(sandbox_id) else { return Ok(()) };
         life.deliver(&self.shared, Signal::SIGHUP).await
+    }
+
+    fn lease(&self) -> Option<Arc<LeaseKeeper>> {
+        Some(Arc::clone(&self.shared.lease))
     }
 
     fn log(&self, sandbox_id: &str) -> Result<PathBuf, String> {

@@ -52,23 +52,24 @@ async fn recover_one(shared: &Arc<Shared>, id: &str) -> Result<Option<Recovered>
         return Ok(None);
     };
     let instructions = blocking(move || life::instructions(&folder)).await;
-    let order = |expires_at, leased| Order { spec: Arc::new(spec.sandbox), expires_at, leased };
+    let order = |expires_at, lease| Order { spec: Arc::new(spec.sandbox), expires_at, lease };
     let Some((file, process)) = alive else {
         let exit = life::how_it_ended(shared, id).await?;
         // A power cut may have taken the instructions, and of what has ended they mean nothing any more.
-        let (expires_at, leased) = instructions.map_or((None, false), |read| (read.expires_at, read.leased));
+        let (expires_at, lease) = instructions.map_or((None, None), |read| (read.expires_at, read.lease));
         return Ok(Some(Recovered {
-            order: order(expires_at, leased),
+            order: order(expires_at, lease),
             phase: Phase::Exited { exit_code: exit.exit_code, reason: exit.reason },
             expired: exit.expired,
+            lease_over: exit.lease_over,
         }));
     };
     let instructions = instructions?;
-    let order = order(instructions.expires_at, instructions.leased);
+    let order = order(instructions.expires_at, instructions.lease);
     let path = shared.folder(id).alive();
     let receiver = pipe::Receiver::from_file(file).map_err(FileFault::of("listen to", &path))?;
     life::watch(shared, Arc::new(Life::new(id.to_owned(), process, instructions)), receiver, None);
-    Ok(Some(Recovered { order, phase: Phase::Running, expired: false }))
+    Ok(Some(Recovered { order, phase: Phase::Running, expired: false, lease_over: false }))
 }
 
 type Alive = (File, ShimProcess);

@@ -1,5 +1,6 @@
 //! Real processes, under the shim that `examples/shim.rs` is.
 
+mod leases;
 mod recovery;
 
 use std::collections::BTreeSet;
@@ -38,6 +39,25 @@ async fn agent(data_dir: &Path) -> Agent {
     Agent { runtime, exited }
 }
 
+impl Agent {
+    /// A leader has acknowledged a heartbeat that is sent now.
+    async fn acknowledge(&self) {
+        let lease = Arc::clone(&self.runtime.shared.lease);
+        let token = CancellationToken::new();
+        let keeping = tokio::spawn(Arc::clone(&lease).keep(token.clone()));
+        tokio::task::yield_now().await;
+        let now = BootTime::now();
+        lease.acknowledged(now);
+        // A lease of a moment more than nothing holds only if this acknowledgement is the one that is written.
+        let boot = &self.runtime.shared.boot_id;
+        until("it is written", || crate::lease::read(lease.path(), boot).unwrap() >= Some(now)).await;
+        let always = LeaseTerms { length: Duration::from_hours(1), revision: 0 };
+        assert!(lease.holds(always, Duration::from_secs(60)).await);
+        token.cancel();
+        keeping.await.unwrap();
+    }
+}
+
 /// An agent on a machine that allows nothing: no namespaces, no control groups.
 async fn poor_agent(data_dir: &Path) -> Agent {
     let mut agent = agent(data_dir).await;
@@ -59,7 +79,7 @@ fn order(id: &str, script: &str) -> Order {
             ..SandboxSpec::default()
         }),
         expires_at: None,
-        leased: false,
+        lease: None,
     }
 }
 
@@ -145,7 +165,15 @@ async fn it_runs_writes_and_exits_with_its_code() {
     Arc::make_mut(&mut order.spec).envs.insert("GREETING".to_owned(), "hello".to_owned());
     agent.runtime.create(order).await.unwrap();
     let exit = agent.exit(&id).await;
-    assert_eq!(exit, Ended { exit_code: Some(3), reason: "exited with code 3".to_owned(), expired: false });
+    assert_eq!(
+        exit,
+        Ended {
+            exit_code: Some(3),
+            reason: "exited with code 3".to_owned(),
+            expired: false,
+            lease_over: false
+        }
+    );
     let log = agent.log(&id);
     let work = agent.runtime.shared.work(&id);
     assert!(log.starts_with(&format!("hello prod/web\n{}\n", work.display())), "{log}");
@@ -260,14 +288,14 @@ async fn a_new_end_is_delivered_to_the_shim() {
     let (id, other) = (fresh_id(), fresh_id());
     let soon = || Some(BootTime::now().after(Duration::from_millis(200)));
     agent.runtime.create(Order { expires_at: soon(), ..order(&id, "sleep 600") }).await.unwrap();
-    agent.runtime.instruct(&id, None, false);
+    agent.runtime.instruct(&id, None, None);
     agent.runtime.deliver(&id).await.unwrap();
     // One that was to end after it ends, and it does not.
     agent.runtime.create(Order { expires_at: soon(), ..order(&other, "sleep 600") }).await.unwrap();
     assert!(agent.exit(&other).await.expired);
     assert_eq!(agent.runtime.shared.folder(&id).read_exit().unwrap(), None);
-    agent.runtime.instruct(&id, None, false);
-    agent.runtime.instruct(&id, soon(), false);
+    agent.runtime.instruct(&id, None, None);
+    agent.runtime.instruct(&id, soon(), None);
     agent.runtime.deliver(&id).await.unwrap();
     assert!(agent.exit(&id).await.expired);
 }

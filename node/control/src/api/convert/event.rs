@@ -104,6 +104,7 @@ pub(crate) fn event_type(kind: &EventKind) -> v1::EventType {
         EventKind::AllocationReleased { .. } => v1::EventType::AllocationReleased,
         EventKind::SandboxRemoved { .. } => v1::EventType::SandboxRemoved,
         EventKind::RequestsPruned { .. } => v1::EventType::RequestsPruned,
+        EventKind::SandboxLeaseConfirmed { .. } => v1::EventType::SandboxLeaseConfirmed,
     }
 }
 
@@ -112,7 +113,8 @@ fn generation(kind: &EventKind) -> u64 {
     match kind {
         EventKind::SandboxAllocated { generation }
         | EventKind::SandboxRunning { generation, .. }
-        | EventKind::AllocationReleased { generation } => *generation,
+        | EventKind::AllocationReleased { generation }
+        | EventKind::SandboxLeaseConfirmed { generation } => *generation,
         EventKind::SandboxFailed { released, .. } | EventKind::SandboxRemoved { released } => {
             released.unwrap_or(0)
         }

@@ -10,7 +10,9 @@ async fn sandboxes_outlive_the_agent_and_are_taken_up_again() {
     let mut running = order(&runs, "while ! test -e go; do sleep 0.01; done; exit 5");
     Arc::make_mut(&mut running.spec).generation = 4;
     let expires_at = Some(BootTime::now().after(Duration::from_hours(1)));
-    first.runtime.create(Order { expires_at, leased: true, ..running.clone() }).await.unwrap();
+    first.acknowledge().await;
+    let lease = Some(LeaseTerms { length: Duration::from_hours(1), revision: 3 });
+    first.runtime.create(Order { expires_at, lease, ..running.clone() }).await.unwrap();
     first.runtime.create(order(&ends, "while ! test -e go; do sleep 0.01; done; exit 6")).await.unwrap();
     let work = |id: &str| first.runtime.shared.work(id);
     let (go, go_now) = (work(&runs).join("go"), work(&ends).join("go"));
@@ -23,7 +25,7 @@ async fn sandboxes_outlive_the_agent_and_are_taken_up_again() {
     let mut second = agent(folder.path()).await;
     let mut recovered = second.runtime.recover().await.unwrap();
     recovered.sort_by_key(|recovered| recovered.order.spec.sandbox_id != runs);
-    assert_eq!(recovered[0].order, Order { expires_at, leased: true, ..running });
+    assert_eq!(recovered[0].order, Order { expires_at, lease, ..running });
     assert_eq!(recovered[0].phase, Phase::Running);
     let exited = Phase::Exited { exit_code: Some(6), reason: "exited with code 6".to_owned() };
     assert_eq!(recovered[1].phase, exited);

@@ -17,7 +17,7 @@ fn endpoints_are_foretold_until_the_agent_reports_them() {
     assert_eq!((told(&world).phase(), told(&world).agent_id.as_str()), (v1::Phase::Allocated, "a1"));
     assert!(!sandbox::lacks_agent(world.state.sandbox(&id).unwrap(), &world.state));
     assert!(sandbox::lacks_agent(world.state.sandbox(&id).unwrap(), &State::new()));
-    world.report(&id, ReportedState::Running { endpoints: vec!["10.0.0.1:31000".into()] });
+    world.report(&id, ReportedState::Running { endpoints: vec!["10.0.0.1:31000".into()], lease_revision: 0 });
     assert_eq!(told(&world).endpoints, ["10.0.0.1:31000"]);
     assert!(told(&world).running_timestamp > told(&world).create_timestamp);
     let gone = sandbox::gone(told(&world));
@@ -83,7 +83,7 @@ fn events_tell_who_what_and_the_chain() {
 fn events_tell_where_it_runs_and_what_was_changed() {
     let mut world = World::with_agent();
     let (id, _) = world.create(good());
-    world.report(&id, ReportedState::Running { endpoints: vec!["10.0.0.1:31000".into()] });
+    world.report(&id, ReportedState::Running { endpoints: vec!["10.0.0.1:31000".into()], lease_revision: 0 });
     let applied = world.applied.last().unwrap();
     let mut core = applied.entry.events.last().unwrap().clone();
     let told = event::event(applied.first_revision, applied.entry.time_of(0), &core);
