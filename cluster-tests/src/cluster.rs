@@ -5,11 +5,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use sandkeeper_client::{Client, ClientError, v1};
+use sandkeeper_client::{Client, v1};
 use tempfile::TempDir;
 
-use crate::wait::{LONG, eventually};
-use crate::{Ports, Process, binary};
+use crate::leftovers::kill_shims;
+use crate::wait::eventually;
+use crate::{Ports, Process, binary, by_id, get};
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -132,12 +133,17 @@ impl Cluster {
 
     /// Starts a control node (again).
     pub fn start_node(&mut self, index: usize) {
+        self.start_node_with(index, &[]);
+    }
+
+    /// Starts a control node (again), with more variables in its environment.
+    pub fn start_node_with(&mut self, index: usize, environment: &[(&str, &str)]) {
         let peers: Vec<_> = self.nodes.iter().map(|node| node.peer.clone()).collect();
         let log = self.folder().join(format!("n{index}.log"));
         let node = &self.nodes[index];
         let mut command = server_command(node);
         command.args(["--join", &peers.join(","), "--bootstrap-expect", &self.options.nodes.to_string()]);
-        command.args(&self.options.server_flags);
+        command.args(&self.options.server_flags).envs(environment.iter().copied());
         self.nodes[index].process = Some(Process::start(command, &log));
     }
 
@@ -236,12 +242,17 @@ impl Cluster {
         }
     }
 
+    /// What a control node has written so far, over all its starts.
+    pub fn log_of(&self, index: usize) -> String {
+        let log = self.folder().join(format!("{}.log", self.nodes[index].name));
+        std::fs::read_to_string(log).unwrap_or_default()
+    }
+
     /// What answers in place of a node that ended by itself would be another's.
     fn assert_runs(&self, index: usize) {
         let NodeProcess { name, process, .. } = &self.nodes[index];
         let runs = process.as_ref().is_some_and(|process| crate::alive(process.pid().cast_signed()));
-        let log = self.folder().join(format!("{name}.log"));
-        assert!(runs, "{name} has ended by itself: {}", std::fs::read_to_string(log).unwrap_or_default());
+        assert!(runs, "{name} has ended by itself: {}", self.log_of(index));
     }
 
     /// The nodes whose processes run.
@@ -358,37 +369,6 @@ fn server_command(node: &NodeProcess) -> Command {
     command
 }
 
-/// A sandbox by its id; None if it is not in the state.
-///
-/// # Errors
-/// If no node answers.
-pub async fn get(client: &Client, sandbox_id: &str) -> Result<Option<v1::Sandbox>, ClientError> {
-    match client.get(by_id(sandbox_id), v1::ReadOptions::default()).await {
-        Ok(response) => Ok(response.sandbox),
-        Err(error) if error.code() == Some(sandkeeper_client::Code::NotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Names a sandbox by its id.
-pub fn by_id(sandbox_id: &str) -> v1::SandboxRef {
-    v1::SandboxRef { sandbox_id: sandbox_id.to_owned(), ..v1::SandboxRef::default() }
-}
-
-/// Names a sandbox of the default namespace.
-pub fn by_name(name: &str) -> v1::SandboxRef {
-    v1::SandboxRef { name: name.to_owned(), ..v1::SandboxRef::default() }
-}
-
-/// A request for a sandbox that runs a shell script.
-pub fn shell(name: &str, script: &str) -> v1::CreateSandboxRequest {
-    v1::CreateSandboxRequest {
-        name: name.to_owned(),
-        command: vec!["sh".into(), "-c".into(), script.into()],
-        ..v1::CreateSandboxRequest::default()
-    }
-}
-
 impl Drop for Cluster {
     fn drop(&mut self) {
         for agent in &mut self.agents {
@@ -404,33 +384,4 @@ impl Drop for Cluster {
             eprintln!("the cluster's logs and data are kept in {}", kept.display());
         }
     }
-}
-
-/// Kills what the agents left running, which is their duty: whatever names a path in the test's folder.
-fn kill_shims(folder: &Path) {
-    let folder = folder.to_string_lossy().into_owned();
-    let patience = std::time::Instant::now();
-    while patience.elapsed() < LONG {
-        let Ok(processes) = std::fs::read_dir("/proc") else { return };
-        let left = processes
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
-            .filter(|pid| {
-                let read = |what| std::fs::read(format!("/proc/{pid}/{what}")).unwrap_or_default();
-                let text = [read("cmdline"), read("environ")].concat();
-                crate::alive(*pid) && String::from_utf8_lossy(&text).contains(&folder) && *pid != own_pid()
-            });
-        let left: Vec<_> = left.collect();
-        if left.is_empty() {
-            return;
-        }
-        for pid in left {
-            // It may be gone by now.
-            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn own_pid() -> i32 {
-    std::process::id().cast_signed()
 }

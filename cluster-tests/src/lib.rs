@@ -9,19 +9,22 @@
 mod binary;
 mod cluster;
 mod ended;
+mod leftovers;
 mod ports;
 mod process;
 mod raw;
+mod requests;
 mod scrape;
 mod standing;
 mod wait;
 
 pub use binary::binary;
-pub use cluster::{AgentProcess, Cluster, ClusterOptions, NodeProcess, by_id, by_name, get, shell};
+pub use cluster::{AgentProcess, Cluster, ClusterOptions, NodeProcess};
 pub use ended::{Ended, run_program, run_to_end};
 pub use ports::Ports;
 pub use process::{Process, alive, children_of, open_files, peak_resident_bytes, resident_bytes};
 pub use raw::{Raw, Refused, refused};
+pub use requests::{by_id, by_name, get, shell};
 pub use scrape::{http_get, scrape};
 pub use standing::Standing;
 pub use wait::{LONG, eventually, eventually_for};
