@@ -41,6 +41,7 @@ pub use placement::Shortage;
 pub use rejection::Rejection;
 pub use snapshot::{MAX_CHUNK_BYTES, SnapshotError};
 pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resources, SandboxSpec, Shape};
+pub use state::digest::DIGEST_FORM;
 pub use state::{
     Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult,
     Sandbox, State, Status,

@@ -5,6 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::entry::Entry;
 use crate::ids::Digest;
 
+/// How digests are made: which records count, and how they are encoded. A change that gives the same history other
+/// digests (a new field in a record) raises it, so that nodes of two versions do not take each other for corrupt.
+pub const DIGEST_FORM: u32 = 1;
+
 /// The blake3 hash of a value's encoding.
 pub(crate) fn digest_of<T: Serialize>(value: &T) -> Digest {
     let mut hasher = blake3::Hasher::new();

@@ -11,7 +11,7 @@ use crate::*;
 
 const ENTRY: &str = include_str!("golden/entry-format-1.hex");
 const SNAPSHOT: &str = include_str!("golden/snapshot-format-1.hex");
-/// The digests of the state in the snapshot: the state's, and the history's.
+/// The digests of the state in the snapshot, in [`DIGEST_FORM`] 1: the state's, and the history's.
 const DIGESTS: &str = include_str!("golden/digests-format-1.txt");
 
 fn hex(bytes: &[u8]) -> String {

@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use sandkeeper_proto::internal::DigestRequest;
 use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::cluster_service_server::ClusterService;
-use sandkeeper_statemachine::{Digest, Revision};
-use tokio::time::{Instant, sleep, timeout_at};
+use sandkeeper_statemachine::Revision;
+use tokio::time::{Instant, sleep};
 use tonic::{Code, Request, Response, Status};
 
 use super::Api;
@@ -15,8 +14,7 @@ use super::call::{Call, DEFAULT_DEADLINE};
 use super::convert::{cluster as convert, invalid};
 use super::status::{Problem, membership, rejected, unavailable};
 use crate::history::Digests;
-use crate::raft::node::MemberStatus;
-use crate::raft::peers::reason;
+use crate::raft::digests::NoDigests;
 
 /// A membership change includes that a node catches up, and a snapshot that it is written.
 const ADMIN_DEADLINE: Duration = Duration::from_mins(2);
@@ -57,73 +55,21 @@ impl Api {
     async fn compare(&self, revision: Revision, deadline: Instant) -> (Vec<v1::verify_response::Node>, bool) {
         let status = self.parts().raft.status();
         let answers = join_all(status.members.iter().map(|member| async {
+            let raft = &self.parts().raft;
             let digests = if member.node_id == status.node_id {
-                self.own_digests(revision, deadline).await
+                raft.own_digests(revision, deadline).await
             } else {
-                self.digests_of(member, revision, deadline).await
+                let address = &member.member.peer_address;
+                raft.digests_of(member.node_id, address, revision, deadline).await
             };
             (member.member.name.clone(), digests)
         }))
         .await;
         let forgotten = answers.iter().any(|(_, answer)| matches!(answer, Err(NoDigests::Forgotten(_))));
         let node = |(name, answer): (String, Result<Digests, NoDigests>)| {
-            convert::digests(name, answer.map_err(NoDigests::text))
+            convert::digests(name, answer.map_err(|why| why.to_string()))
         };
         (answers.into_iter().map(node).collect(), forgotten)
-    }
-
-    async fn own_digests(&self, revision: Revision, deadline: Instant) -> Result<Digests, NoDigests> {
-        let raft = &self.parts().raft;
-        let reached = raft.replica().wait_revision(revision, deadline).await;
-        reached.map_err(|error| NoDigests::Silent(error.to_string()))?;
-        raft.history().digests_at(revision).ok_or_else(|| {
-            NoDigests::Forgotten(format!("the digests at revision {revision} are not known any more"))
-        })
-    }
-
-    async fn digests_of(
-        &self,
-        member: &MemberStatus,
-        revision: Revision,
-        deadline: Instant,
-    ) -> Result<Digests, NoDigests> {
-        let silent = |why: String| NoDigests::Silent(why);
-        let peers = self.parts().raft.peers();
-        let mut client = peers
-            .client(&member.member.peer_address, Some(member.node_id))
-            .map_err(|error| silent(error.to_string()))?;
-        let answer = timeout_at(deadline, client.digest(DigestRequest { revision })).await;
-        let answer = match answer {
-            Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) if status.code() == Code::OutOfRange => {
-                return Err(NoDigests::Forgotten(status.message().to_owned()));
-            }
-            Ok(Err(status)) => return Err(silent(reason(&status))),
-            Err(_) => return Err(silent("no answer in time".to_owned())),
-        };
-        let digest =
-            |bytes: &[u8]| bytes.try_into().map(Digest).map_err(|_| silent("it sent no digest".to_owned()));
-        Ok(Digests {
-            revision: answer.revision,
-            history: digest(&answer.history_digest)?,
-            state: digest(&answer.state_digest)?,
-        })
-    }
-}
-
-/// Why a member's digests at a revision are not there.
-enum NoDigests {
-    /// It has gone on, and forgot them: at a newer revision it may answer.
-    Forgotten(String),
-    /// It did not answer, and at another revision it would not either.
-    Silent(String),
-}
-
-impl NoDigests {
-    fn text(self) -> String {
-        match self {
-            Self::Forgotten(why) | Self::Silent(why) => why,
-        }
     }
 }
 
@@ -269,6 +215,8 @@ impl ClusterService for Api {
 
 #[cfg(test)]
 mod tests {
+    use sandkeeper_statemachine::Digest;
+
     use super::*;
 
     fn node(revision: Revision, digest: u8) -> v1::verify_response::Node {

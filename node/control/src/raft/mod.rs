@@ -8,6 +8,7 @@
 //! | `reads`, `leadership` | read indexes, and since when this node may decide |
 //! | `network`, `peers`, `codec` | how Raft speaks to its peers |
 //! | `peer_service`, `transfer` | how it is spoken to |
+//! | `digests` | what a peer says of its state |
 //! | `bootstrap`, `membership`, `removal` | forming a cluster, joining one, leaving it, noticing that one was taken out |
 //!
 //! Architecture invariants: nobody outside of this folder calls openraft. No read trusts a clock (lease reads are
@@ -15,6 +16,7 @@
 
 pub mod bootstrap;
 pub(crate) mod codec;
+pub mod digests;
 mod leadership;
 mod local_node;
 mod membership;

@@ -14,6 +14,7 @@ use sandkeeper_proto::internal::{
     DigestResponse, ForwardRequest, ForwardResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse,
     SnapshotChunk, SnapshotOffsetRequest, SnapshotOffsetResponse,
 };
+use sandkeeper_statemachine::DIGEST_FORM;
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
@@ -263,6 +264,7 @@ impl PeerService for PeerApi {
             revision: digests.revision,
             history_digest: digests.history.0.to_vec().into(),
             state_digest: digests.state.0.to_vec().into(),
+            form: DIGEST_FORM,
         }))
     }
 
