@@ -7,6 +7,7 @@
 //! | `agents`, `applier` | the agents' sessions, and making them do what the state says |
 //! | `api`, `http`, `metrics` | what clients and operators see |
 //! | `inspect` | the state in a data directory, of a node that does not run |
+//! | `verification` | comparing digests with the other nodes |
 //! | `server` | a whole node: starts every part in order, and stops it |
 
 pub mod agents;
@@ -24,3 +25,4 @@ pub mod metrics;
 pub mod raft;
 pub mod server;
 pub mod storage;
+mod verification;

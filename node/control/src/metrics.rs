@@ -72,7 +72,8 @@ fn label(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> fmt::Res
     encoded.finish()
 }
 
-type Number = Gauge<u64, AtomicU64>;
+/// A gauge that is never negative.
+pub type Number = Gauge<u64, AtomicU64>;
 type Numbers = Family<OneLabel, Number>;
 
 /// What is counted as it happens.
@@ -95,6 +96,10 @@ pub struct Metrics {
     pub applier_calls: Family<CallLabels, Counter>,
     /// 1 while this node leads, and finds no other place for what is lost because most agents are.
     pub recovery_paused: Gauge,
+    /// The newest revision at which a majority had the digests that this node has.
+    pub digest_confirmed_revision: Number,
+    /// Digests of other nodes, one for each revision and node, that are not this node's.
+    pub digest_disagreements: Counter,
     registry: Registry,
     scraped: Scraped,
     /// One scrape at a time, so that none sees the numbers of another.
@@ -174,6 +179,8 @@ impl Metrics {
             watchers_cut_off: Counter::default(),
             applier_calls: Family::default(),
             recovery_paused: Gauge::default(),
+            digest_confirmed_revision: Number::default(),
+            digest_disagreements: Counter::default(),
             registry: Registry::with_prefix(PREFIX),
             scraped: Scraped::default(),
             scrape: Mutex::default(),
@@ -208,6 +215,16 @@ impl Metrics {
             "recovery_paused",
             "1 if most agents are lost, and recovery is paused",
             self.recovery_paused.clone(),
+        );
+        to.register(
+            "digest_confirmed_revision",
+            "The newest revision at which a majority had this node's digests",
+            self.digest_confirmed_revision.clone(),
+        );
+        to.register(
+            "digest_disagreements",
+            "Digests of other nodes that are not this node's",
+            self.digest_disagreements.clone(),
         );
         self.scraped.register(to);
     }
@@ -354,6 +371,7 @@ mod tests {
         let expected = [
             "sandkeeper_commands_total{kind=\"create_sandbox\",result=\"NAME_TAKEN\"} 1",
             "sandkeeper_applier_calls_total{call=\"create\"} 1",
+            "sandkeeper_digest_disagreements_total 0",
             "sandkeeper_raft_term 7",
             "sandkeeper_raft_is_leader 1",
             "sandkeeper_sandboxes{phase=\"ALLOCATED\"} 1",

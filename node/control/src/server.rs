@@ -31,6 +31,7 @@ use crate::storage::identity::NodeIdentity;
 use crate::storage::lock::DataDirLock;
 use crate::storage::log::{LogOptions, LogStore};
 use crate::storage::snapshot::SnapshotStore;
+use crate::verification;
 
 /// How long a node takes to stop at most: leadership handed over, streams ended, the log closed.
 const SHUTDOWN: Duration = Duration::from_secs(10);
@@ -175,6 +176,7 @@ impl Parts {
             clocks: clocks.clone(),
         };
         tasks.spawn(decider::supervise(raft.clone(), queued, around, back.clone()));
+        tasks.spawn(verification::run(raft.clone(), Arc::clone(&metrics), front.clone()));
 
         let (members, following) = members::follow(raft.replica(), front.clone());
         tasks.spawn_on(following, threads);

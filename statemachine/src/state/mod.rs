@@ -7,6 +7,8 @@
 //! `put_*` keeps its indexes, so that none can be forgotten. Cloning is O(1): all maps are persistent (`imbl`).
 
 mod agent;
+#[cfg(debug_assertions)]
+mod corrupt;
 pub(crate) mod digest;
 mod index;
 mod request;

@@ -16,6 +16,8 @@
 
 pub mod bootstrap;
 pub(crate) mod codec;
+#[cfg(debug_assertions)]
+mod corruption;
 pub mod digests;
 mod leadership;
 mod local_node;

@@ -252,6 +252,11 @@ impl RaftNode {
         report(&self.inner.fatal, describe(fault));
     }
 
+    /// The other nodes say that this one has diverged.
+    pub(crate) fn report_divergence(&self, message: String) {
+        report(&self.inner.fatal, message);
+    }
+
     /// Stops at once, with no word to anybody, and lets go of the disk.
     #[cfg(test)]
     pub(crate) async fn crash(&self) {

@@ -18,6 +18,8 @@ use openraft::{EntryPayload, OptionalSend};
 use sandkeeper_statemachine::{Applied as CoreApplied, State};
 use tokio::task::{spawn_blocking, yield_now};
 
+#[cfg(debug_assertions)]
+use super::corruption::Corruption;
 use super::local_node::LocalNode;
 use super::replica::{Publisher, Replica, View};
 use super::snapshots::{SnapshotBuilder, SnapshotHeader, SnapshotState, load};
@@ -43,6 +45,8 @@ pub struct StateMachine {
     log: LogReader,
     store: SnapshotStore,
     snapshots: SnapshotState,
+    #[cfg(debug_assertions)]
+    corruption: Corruption,
 }
 
 /// What else looks at the state machine.
@@ -82,6 +86,8 @@ impl StateMachine {
             log,
             store,
             snapshots,
+            #[cfg(debug_assertions)]
+            corruption: Corruption::from_environment()?,
         };
         Ok((machine, observers))
     }
@@ -117,6 +123,8 @@ impl StateMachine {
         // A panic would end openraft's task for the state machine, and leave the rest of the node up.
         let applied = catch_unwind(AssertUnwindSafe(|| state.apply(&entry, term_of(log_id))))
             .map_err(|panic| corrupt(panic_text(panic.as_ref())))?;
+        #[cfg(debug_assertions)]
+        self.corruption.strike(&mut self.state);
         let revision = self.state.revision();
         match applied {
             CoreApplied::Skipped => Ok(Applied::Skipped { revision }),
