@@ -248,6 +248,16 @@ impl Cluster {
         std::fs::read_to_string(log).unwrap_or_default()
     }
 
+    /// Asserts that no control node has found others' digests to differ from its own, whatever happened to it.
+    pub fn assert_nobody_diverged(&self) {
+        for index in 0..self.nodes.len() {
+            let log = self.log_of(index);
+            let complains = |line: &&str| line.contains("has other digests") || line.contains("has diverged");
+            let complaint = log.lines().find(complains);
+            assert!(complaint.is_none(), "n{index}: {complaint:?}");
+        }
+    }
+
     /// What answers in place of a node that ended by itself would be another's.
     fn assert_runs(&self, index: usize) {
         let NodeProcess { name, process, .. } = &self.nodes[index];

@@ -37,6 +37,7 @@ async fn a_leader_killed_with_creates_in_flight_loses_and_doubles_nothing() {
         let view = cluster.wait_identical().await;
         assert_eq!(view.sandboxes, 32 * (round + 1), "nothing was made twice");
     }
+    cluster.assert_nobody_diverged();
 }
 
 fn simulated() -> Vec<String> {
@@ -79,6 +80,7 @@ async fn all_nodes_killed_at_once_come_back_with_everything() {
         assert_eq!(cluster.wait_phase(id, v1::Phase::Running).await.generation, 1);
     }
     assert_eq!(after.allocated.unwrap().slots, 5);
+    cluster.assert_nobody_diverged();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,6 +134,7 @@ async fn a_follower_that_was_away_for_longer_than_the_log_comes_back_by_snapshot
     assert_eq!(cluster.wait_identical().await.sandboxes, 1);
     let status = cluster.client_of(&[follower]).status().await.unwrap();
     assert!(status.snapshot_index > applied, "it came by snapshot: {status:?}");
+    cluster.assert_nobody_diverged();
 }
 
 async fn live_and_die(client: &Client, name: String) -> Result<(), ClientError> {
@@ -191,6 +194,7 @@ async fn a_leader_that_was_paused_and_replaced_starts_nothing() {
         assert_eq!(view.allocated.unwrap().slots, 4);
         cluster.terminate_all().await;
     }
+    cluster.assert_nobody_diverged();
 }
 
 /// A leader that was paused for longer than the lost-after time wakes up and believes for a moment that it leads, and that
@@ -269,6 +273,7 @@ async fn a_fourth_node_joins_as_learner_then_voter_and_leaves_again() {
     client.remove_member("n3").await.unwrap();
     cluster.kill_node(3);
     assert_eq!(client.list_members(v1::ReadOptions::default()).await.unwrap().members.len(), 3);
+    cluster.assert_nobody_diverged();
 }
 
 /// A new leader learns from the agents' inventories what they were told; a burst of commands for each sandbox that runs

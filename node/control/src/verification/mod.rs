@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -86,6 +87,8 @@ struct Comparison {
 }
 
 impl Comparison {
+    /// Asks all other voters at once, until all have answered, or enough to know that this node has diverged: then it
+    /// does not wait for those that hang.
     async fn make(raft: &RaftNode, view: &View, deadline: Instant) -> Self {
         let (own, this) = (digests_of(&view.state), raft.local().node_id);
         let voters: BTreeSet<NodeId> = view.membership.voter_ids().collect();
@@ -99,8 +102,16 @@ impl Comparison {
                 }
             }
         });
-        let answers = join_all(others).await.into_iter().flatten().collect();
-        Self { own, votes: voters.contains(&this), voters: voters.len(), answers }
+        let mut others: FuturesUnordered<_> = others.collect();
+        let votes = voters.contains(&this);
+        let mut comparison = Self { own, votes, voters: voters.len(), answers: Vec::new() };
+        while let Some(answer) = others.next().await {
+            comparison.answers.extend(answer);
+            if let Verdict::Outvoted(_) = comparison.verdict() {
+                break;
+            }
+        }
+        comparison
     }
 
     fn verdict(&self) -> Verdict {
