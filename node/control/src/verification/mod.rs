@@ -56,14 +56,6 @@ async fn diverged(raft: &RaftNode, metrics: &Metrics) -> Option<String> {
         let began = Instant::now();
         let comparison = Comparison::make(raft, &view, began + ANSWER_TIMEOUT).await;
         let own = comparison.own;
-        for dissenter in dissenters(own, &comparison.answers) {
-            if complaints.is_new(dissenter.node, own.revision) {
-                metrics.digest_disagreements.inc();
-            }
-            if complaints.is_due(dissenter.node, Instant::now()) {
-                complain(&view, own, dissenter);
-            }
-        }
         match comparison.verdict() {
             Verdict::Outvoted(majority) => return Some(farewell(&comparison, &view, majority)),
             Verdict::Confirmed => {
@@ -73,6 +65,14 @@ async fn diverged(raft: &RaftNode, metrics: &Metrics) -> Option<String> {
             // Who has not answered may yet decide it.
             Verdict::Open if comparison.is_complete() => settled = own.revision,
             Verdict::Open => {}
+        }
+        for dissenter in dissenters(own, &comparison.answers) {
+            if complaints.is_new(dissenter.node, own.revision) {
+                metrics.digest_disagreements.inc();
+            }
+            if complaints.is_due(dissenter.node, Instant::now()) {
+                complain(&view, own, dissenter);
+            }
         }
         sleep_until(began + INTERVAL).await;
     }
