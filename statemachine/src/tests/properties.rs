@@ -223,8 +223,14 @@ fn random_commands_reach_every_kind_of_event_and_refusal() {
     let agents =
         ["AgentRegistered", "AgentLost", "AgentReturned", "AgentCordoned", "AgentUncordoned", "AgentRemoved"];
     let sandboxes = ["SandboxCreated", "SandboxAllocated", "SandboxRunning", "SandboxFailed", "SandboxLost"];
-    let ends =
-        ["SandboxUpdated", "SandboxReset", "SandboxTerminating", "AllocationReleased", "SandboxRemoved"];
+    let ends = [
+        "SandboxUpdated",
+        "SandboxReset",
+        "SandboxLeaseConfirmed",
+        "SandboxTerminating",
+        "AllocationReleased",
+        "SandboxRemoved",
+    ];
     let wanted = [&codes[..], &more, &agents, &sandboxes, &ends, &["RequestsPruned"]].concat();
     let rare: Vec<_> = wanted.into_iter().filter(|what| seen.get(*what).copied().unwrap_or(0) < 3).collect();
     assert!(rare.is_empty(), "hardly ever: {rare:?}, of {seen:#?}");

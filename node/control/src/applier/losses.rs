@@ -42,24 +42,27 @@ pub async fn run(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut heard, mut recovery) = (LastHeard::default(), Recovery::default());
     let mut last_look = Instant::now();
+    let mut looked_in = None;
     loop {
-        let mut anew = false;
         tokio::select! {
             () = stop.cancelled() => return,
             changed = leads.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                anew = true;
             }
             _ = ticks.tick() => {}
         }
+        let leadership = *leads.borrow_and_update();
+        // After that: silence is counted from the election at the earliest, wherever this task is held up.
         let now = Instant::now();
-        // If this node itself was not listening (paused, or starved), the agents' silence says nothing.
-        if anew || now.duration_since(last_look) > DEAF {
+        // In another term another leader may have heard agents meanwhile. And if this node itself was not listening
+        // (paused, or starved), their silence says nothing.
+        if leadership != looked_in || now.duration_since(last_look) > DEAF {
             (heard, recovery) = (LastHeard::default(), Recovery::default());
+            looked_in = leadership;
         }
-        let Some(LeaderTerm { term }) = *leads.borrow() else {
+        let Some(LeaderTerm { term }) = leadership else {
             // Nobody asks; it must not pile up.
             sessions.take_departed();
             metrics.recovery_paused.set(0);

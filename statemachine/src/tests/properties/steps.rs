@@ -12,6 +12,11 @@ pub enum Step {
     Advance(u8),
     Recede(u8),
     Housekeeping,
+    /// Of what is down, or of something else.
+    Recover {
+        sandbox: Index,
+        stale: bool,
+    },
     Agent {
         which: u8,
         slots: u64,
@@ -107,6 +112,8 @@ pub fn step() -> impl Strategy<Value = Step> {
         3 => (0u8..4).prop_map(Step::Advance),
         1 => (0u8..4).prop_map(Step::Recede),
         4 => Just(Step::Housekeeping),
+        3 => (any::<Index>(), prop::bool::weighted(0.2))
+            .prop_map(|(sandbox, stale)| Step::Recover { sandbox, stale }),
         4 => agent.prop_map(|(which, slots, small, ledger, start, pool)| {
             Step::Agent { which, slots, small, ledger, start, pool }
         }),
@@ -119,7 +126,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         12 => create.prop_map(|(which, shape, strong, wait, ttl, request)| {
             Step::Create { which, shape, strong, wait, ttl, request }
         }),
-        2 => (aim(), 0u8..5, request()).prop_map(|(target, what, request)| Step::Update { target, what, request }),
+        4 => (aim(), 0u8..8, request()).prop_map(|(target, what, request)| Step::Update { target, what, request }),
         4 => (aim(), request()).prop_map(|(target, request)| Step::Reset { target, request }),
         5 => (aim(), request()).prop_map(|(target, request)| Step::Terminate { target, request }),
         8 => any::<Index>().prop_map(Step::Retry),
@@ -224,6 +231,9 @@ impl Step {
         create.spec.name = sandbox_name(*which);
         create.spec.mode = if *strong { Mode::Strong } else { Mode::Fast };
         create.spec.request_id = request_id(*request);
+        if which % 2 == 0 {
+            create.failure_policy = FailurePolicy::AutoRecreate;
+        }
         create.wait = wait.map(|seconds| i64::from(seconds) * SECOND); // 0 is invalid
         create.expiry = ttl.map(|seconds| Expiry::After(i64::from(seconds) * SECOND));
         match shape {
@@ -265,7 +275,14 @@ impl Step {
                 let Held { generation, agent } = held.get(&found.status.held).clone();
                 let incarnation = state.agent(&agent).unwrap().spec.incarnation;
                 let sandbox_id = found.id.clone();
-                Command::Report(Report { agent, incarnation, sandbox_id, generation, state: said(*what) })
+                let mut state = said(*what);
+                // Two of three know the newest lease.
+                if let ReportedState::Running { lease_revision, .. } = &mut state
+                    && *what < 2
+                {
+                    *lease_revision = found.status.lease_revision;
+                }
+                Command::Report(Report { agent, incarnation, sandbox_id, generation, state })
             }
             Self::Lie { sandbox, agent, generation, what } => {
                 let agent = id_of_agent(*agent);
@@ -274,6 +291,13 @@ impl Step {
                 let incarnation = incarnation(1, u64::from(*what % 3));
                 let generation = (*generation).into();
                 Command::Report(Report { agent, incarnation, sandbox_id, generation, state: said(*what) })
+            }
+            Self::Recover { sandbox, stale } => {
+                let down: Vec<_> = state.recoverable().collect();
+                let found = if down.is_empty() { nth(state, *sandbox) } else { Some(*sandbox.get(&down)) };
+                let Some(found) = found else { return Command::Housekeeping };
+                let generation = found.status.generation - u64::from(*stale && found.status.generation > 0);
+                Command::RecoverSandbox { sandbox_id: found.id.clone(), generation }
             }
             _ => Command::Housekeeping,
         }
@@ -291,7 +315,7 @@ fn update(what: u8, state: &State) -> SandboxUpdate {
         1 => update.expire_time = Some(Some(state.last_time().plus(3 * SECOND))),
         2 => update.labels = Some(Labels::from([("k".to_string(), "v".to_string())])),
         3 => update.failure_policy = Some(FailurePolicy::AutoRecreate),
-        _ => update.recovery_timeout_seconds = Some(7),
+        _ => update.recovery_timeout_seconds = Some(5 + u32::from(what)),
     }
     update
 }
