@@ -100,6 +100,8 @@ pub struct Metrics {
     pub digest_confirmed_revision: Number,
     /// Digests of other nodes, one for each revision and node, that are not this node's.
     pub digest_disagreements: Counter,
+    /// How far this node's clock was ahead of the agreed time when it led last and asked last, seconds.
+    pub clock_skew_seconds: Gauge<f64, AtomicU64>,
     registry: Registry,
     scraped: Scraped,
     /// One scrape at a time, so that none sees the numbers of another.
@@ -181,6 +183,7 @@ impl Metrics {
             recovery_paused: Gauge::default(),
             digest_confirmed_revision: Number::default(),
             digest_disagreements: Counter::default(),
+            clock_skew_seconds: Gauge::default(),
             registry: Registry::with_prefix(PREFIX),
             scraped: Scraped::default(),
             scrape: Mutex::default(),
@@ -225,6 +228,11 @@ impl Metrics {
             "digest_disagreements",
             "Digests of other nodes that are not this node's",
             self.digest_disagreements.clone(),
+        );
+        to.register(
+            "clock_skew_seconds",
+            "How far this node's clock is ahead of the agreed time, as the leader found it last",
+            self.clock_skew_seconds.clone(),
         );
         self.scraped.register(to);
     }

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::agents::{AgentGate, Sessions, members};
 use crate::api::{self, Api};
 use crate::applier::{dispatch, losses};
-use crate::clock::Clocks;
+use crate::clock::{self, Clocks};
 use crate::commands::{CommandForwarder, Commands};
 use crate::config::Config;
 use crate::decider::{self, LeaderKnowledge};
@@ -175,6 +175,7 @@ impl Parts {
             metrics: Arc::clone(&metrics),
             clocks: clocks.clone(),
         };
+        tasks.spawn(clock::keep(raft.clone(), clocks.clone(), Arc::clone(&metrics), back.clone()));
         tasks.spawn(decider::supervise(raft.clone(), queued, around, back.clone()));
         tasks.spawn(verification::run(raft.clone(), Arc::clone(&metrics), front.clone()));
 

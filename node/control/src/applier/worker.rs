@@ -73,7 +73,7 @@ pub(crate) struct Worker {
     wants_room: BTreeSet<SandboxId>,
     /// Looked at again when reports have been decided.
     wants_report: BTreeSet<SandboxId>,
-    /// Looked at again with the next second: the decider did not take their report.
+    /// Looked at again with the next second: the decider did not take their report, or it is not agreed what time it is.
     undecided: BTreeSet<SandboxId>,
     registering: bool,
     /// The newest heartbeat of this session that was heard; 0: none.
@@ -84,6 +84,9 @@ pub(crate) struct Worker {
     confirming: bool,
     tasks: JoinSet<Finished>,
 }
+
+/// It is not agreed yet what time it is, and by a wrong clock a sandbox would be ended early.
+struct NotAgreed;
 
 /// What the agent was last told of a sandbox that may change while it runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -324,7 +327,11 @@ impl Worker {
         match step {
             Step::Create(generation) => {
                 let Some(sandbox) = state.sandbox(id) else { return };
-                let create = wire::create_command(sandbox, generation, self.remaining(sandbox));
+                let Ok(remaining) = self.remaining(sandbox) else {
+                    self.undecided.insert(id.clone());
+                    return;
+                };
+                let create = wire::create_command(sandbox, generation, remaining);
                 if self.command(id, generation, SentKind::Create, Body::Create(create)) {
                     self.told.insert(id.clone(), Told::of(sandbox, generation));
                 }
@@ -366,22 +373,29 @@ impl Worker {
             (Some(sandbox), Some((generation, Actual::Creating | Actual::Running { .. })))
                 if *generation == sandbox.status.generation =>
             {
-                let told = Told::of(sandbox, *generation);
-                if self.told.get(id) != Some(&told) {
-                    let update = v1::UpdateCommand {
-                        sandbox_id: id.to_string(),
-                        generation: *generation,
-                        expires_in_nanos: self.remaining(sandbox),
-                        lease: told.lease,
-                    };
-                    if self.send(Body::Update(update)).is_some() {
-                        self.told.insert(id.clone(), told);
-                    } else {
-                        self.wants_room.insert(id.clone());
-                    }
-                }
+                let generation = *generation;
+                self.tell(sandbox, generation);
             }
             _ => {}
+        }
+    }
+
+    /// Tells what has changed since the agent was told last.
+    fn tell(&mut self, sandbox: &Sandbox, generation: Generation) {
+        let (id, told) = (&sandbox.id, Told::of(sandbox, generation));
+        if self.told.get(id) == Some(&told) {
+            return;
+        }
+        let Ok(expires_in_nanos) = self.remaining(sandbox) else {
+            self.undecided.insert(id.clone());
+            return;
+        };
+        let sandbox_id = id.to_string();
+        let update = v1::UpdateCommand { sandbox_id, generation, expires_in_nanos, lease: told.lease };
+        if self.send(Body::Update(update)).is_some() {
+            self.told.insert(id.clone(), told);
+        } else {
+            self.wants_room.insert(id.clone());
         }
     }
 
@@ -462,9 +476,13 @@ impl Worker {
         self.reconcile(state, again);
     }
 
-    /// What remains of a sandbox's time, nanoseconds, as the leader counts.
-    fn remaining(&self, sandbox: &Sandbox) -> Option<i64> {
-        sandbox.status.expire_time.map(|time| time.0.saturating_sub(self.clock.now().0).max(0))
+    /// What remains of a sandbox's time, nanoseconds, as the leader counts; None: it has no end.
+    fn remaining(&self, sandbox: &Sandbox) -> Result<Option<i64>, NotAgreed> {
+        let Some(time) = sandbox.status.expire_time else { return Ok(None) };
+        if !self.clock.is_agreed() {
+            return Err(NotAgreed);
+        }
+        Ok(Some(time.0.saturating_sub(self.clock.now().0).max(0)))
     }
 }
 

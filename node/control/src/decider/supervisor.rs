@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, FutureExt};
 use sandkeeper_statemachine::Term;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -48,7 +48,11 @@ pub async fn supervise(
         let barrier = async {
             let deadline = Instant::now() + BARRIER;
             raft.replica().wait_applied_index(last, deadline).await.ok()?;
-            raft.read_index(deadline).await.ok()
+            let view = raft.read_index(deadline).await.ok()?;
+            // Nothing is decided by one machine's clock.
+            let clock = around.clocks.of(term, view.state.last_time());
+            timeout_at(deadline, clock.agreed()).await.ok()?;
+            Some(view)
         };
         let view = tokio::select! {
             () = stop.cancelled() => return,
@@ -56,7 +60,7 @@ pub async fn supervise(
             view = barrier => view,
         };
         let Some(view) = view else {
-            warn!(term, "elected, but no quorum confirms it");
+            warn!(term, "elected, but no quorum confirms it, or says what time it is");
             sleep(PAUSE).await;
             continue;
         };

@@ -10,9 +10,9 @@ use futures::{Stream, StreamExt, stream};
 use openraft::raft::AppendEntriesRequest;
 use sandkeeper_proto::internal::peer_service_server::{PeerService, PeerServiceServer};
 use sandkeeper_proto::internal::{
-    ChangeMembershipRequest, ChangeMembershipResponse, DescribeRequest, DescribeResponse, DigestRequest,
-    DigestResponse, ForwardRequest, ForwardResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse,
-    SnapshotChunk, SnapshotOffsetRequest, SnapshotOffsetResponse,
+    ChangeMembershipRequest, ChangeMembershipResponse, ClockRequest, ClockResponse, DescribeRequest,
+    DescribeResponse, DigestRequest, DigestResponse, ForwardRequest, ForwardResponse, RaftMessage,
+    ReadIndexRequest, ReadIndexResponse, SnapshotChunk, SnapshotOffsetRequest, SnapshotOffsetResponse,
 };
 use sandkeeper_statemachine::DIGEST_FORM;
 use serde::Serialize;
@@ -266,6 +266,10 @@ impl PeerService for PeerApi {
             state_digest: digests.state.0.to_vec().into(),
             form: DIGEST_FORM,
         }))
+    }
+
+    async fn clock(&self, _: Request<ClockRequest>) -> Answer<ClockResponse> {
+        Ok(Response::new(ClockResponse { unix_nanos: crate::clock::wall().0 }))
     }
 
     async fn change_membership(
