@@ -108,11 +108,19 @@ impl LeaseKeeper {
         });
     }
 
-    /// Waits until a sandbox under these terms would live, for `patience`. Whether it would.
+    /// Whether a sandbox under these terms may be started now: by what has been acknowledged up to now, never by what comes
+    /// later. (An agent that was stopped for longer than its lease finds old creates in its buffers when it wakes, and a
+    /// moment later a leader that acknowledges it again, and has started the sandbox elsewhere.) Waits, for `patience`, until
+    /// the shim can read it.
     pub(crate) async fn holds(&self, terms: LeaseTerms, patience: Duration) -> bool {
+        let known = *self.heard.borrow();
+        let lives = || known.is_some_and(|at| terms.deadline(at) > BootTime::now());
+        if !lives() {
+            return false;
+        }
         let mut written = self.written.subscribe();
-        let lives = |known: &Option<BootTime>| known.is_some_and(|at| terms.deadline(at) > BootTime::now());
-        tokio::time::timeout(patience, written.wait_for(lives)).await.is_ok_and(|found| found.is_ok())
+        let is_written = written.wait_for(|written| *written >= known);
+        tokio::time::timeout(patience, is_written).await.is_ok_and(|found| found.is_ok()) && lives()
     }
 
     /// Writes every newer acknowledgement down, until `token` is cancelled. A disk that fails ends leases, and no more.
@@ -166,7 +174,12 @@ mod tests {
         let keeper = Arc::new(LeaseKeeper::open(folder.path(), "this").unwrap());
         let token = CancellationToken::new();
         let keeping = tokio::spawn(Arc::clone(&keeper).keep(token.clone()));
-        assert!(!keeper.holds(terms(10), Duration::from_millis(10)).await, "nothing was acknowledged");
+        assert!(!keeper.holds(terms(10), Duration::from_secs(60)).await, "nothing was acknowledged");
+        keeper.acknowledged(BootTime(1));
+        assert!(
+            !keeper.holds(terms(0), Duration::from_secs(60)).await,
+            "not long enough ago, and it does not wait"
+        );
         let now = BootTime::now();
         keeper.acknowledged(now);
         assert!(keeper.holds(terms(10), Duration::from_secs(60)).await);

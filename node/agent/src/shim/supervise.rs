@@ -89,7 +89,16 @@ struct Shim {
 
 impl Shim {
     fn run(&mut self, spec_path: &Path) -> Result<(), StageError> {
-        let outcome = match self.start(spec_path) {
+        // The agent may have been stopped since it looked.
+        self.read_lease();
+        let is_over = self.lease_until.is_some_and(|at| at <= BootTime::now());
+        let started = if is_over {
+            let what = "it was not started, as its lease was over".to_owned();
+            Err(StageError { what, cause: io::ErrorKind::TimedOut.into() })
+        } else {
+            self.start(spec_path)
+        };
+        let outcome = match started {
             Ok((_, first)) if first.starts_with("failed ") => {
                 Outcome::Failed(first["failed ".len()..].to_owned())
             }
@@ -162,7 +171,6 @@ impl Shim {
         let event = SigEvent::new(SigevNotify::SigevSignal { signal: Signal::SIGALRM, si_value: 0 });
         let mut timer =
             Timer::new(ClockId::CLOCK_BOOTTIME, event).map_err(StageError::of("can't make a timer"))?;
-        self.read_lease();
         self.arm(&mut timer)?;
         let ended = loop {
             // Before the first wait too: it may have ended before.

@@ -73,7 +73,8 @@ pub(crate) struct Worker {
     wants_room: BTreeSet<SandboxId>,
     /// Looked at again when reports have been decided.
     wants_report: BTreeSet<SandboxId>,
-    /// Looked at again with the next second: the decider did not take their report, or it is not agreed what time it is.
+    /// Looked at again with the next second: the decider did not take their report, it is not agreed
+    /// what time it is, or no heartbeat was acknowledged yet.
     undecided: BTreeSet<SandboxId>,
     registering: bool,
     /// The newest heartbeat of this session that was heard; 0: none.
@@ -327,7 +328,9 @@ impl Worker {
         match step {
             Step::Create(generation) => {
                 let Some(sandbox) = state.sandbox(id) else { return };
-                let Ok(remaining) = self.remaining(sandbox) else {
+                // An agent starts nothing under a lease before a heartbeat of it was acknowledged.
+                let unleased = wire::lease(sandbox).is_none() || self.acknowledged > 0;
+                let (true, Ok(remaining)) = (unleased, self.remaining(sandbox)) else {
                     self.undecided.insert(id.clone());
                     return;
                 };

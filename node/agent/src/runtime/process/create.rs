@@ -21,7 +21,7 @@ use crate::shim::{self, Folder, ID_VARIABLE, Instructions, Outcome, ShimSpec};
 use crate::spec::SandboxSpec;
 use crate::table::Order;
 
-/// How long a start waits for the first acknowledgement of a heartbeat. They come every second.
+/// How long a start waits until what was acknowledged is written down: milliseconds.
 const LEASE_DEADLINE: Duration = Duration::from_secs(5);
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -33,14 +33,17 @@ impl Worker {
         if !by_quorum {
             return; // the next heartbeat asks again
         }
-        self.acknowledged = number;
         let ack = v1::ServerMessage {
             term: self.term,
             body: Some(Body::HeartbeatAck(v1::HeartbeatAck { number })),
             ..v1::ServerMessage::default()
         };
-        // If the outbox is full, the next acknowledgement says more than this one.
-        let _ = self.session.outbox.try_send(Ok(ack));
+        if self.session.outbox.try_send(Ok(ack)).is_err() {
+            return; // it is full: the next heartbeat is acknowledged in place of this one
+        }
+        self.acknowledged = number;
+        let waited = std::mem::take(&mut self.undecided);
+        self.reconcile(state, waited);
         self.acknowledge(state);
     }
 }
