@@ -11,8 +11,8 @@ use crate::ids::{AgentId, Generation, Revision, SandboxId, Term, Timestamp};
 use crate::spec::{Capacity, Mode};
 use crate::state::digest::{chain, digest_of};
 use crate::state::{
-    Agent, AgentStatus, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State,
-    Status,
+    Agent, AgentStatus, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Restored, Sandbox,
+    State, Status,
 };
 
 /// What became of an entry.
@@ -54,11 +54,13 @@ impl State {
         let header = &event.header;
         match &event.kind {
             EventKind::ClusterCreated { cluster_id, cluster_version } => {
-                let cluster = Cluster { id: *cluster_id, version: *cluster_version, created: time };
                 assert!(self.cluster.is_none(), "a cluster is created once");
-                self.sum.add(digest_of(&("cluster", cluster)));
-                self.cluster = Some(cluster);
+                let (id, version) = (*cluster_id, *cluster_version);
+                self.put_cluster(Cluster { id, version, created: time, predecessor: None, restored: None });
             }
+            EventKind::ClusterRestored { .. }
+            | EventKind::RestoreConfirmed
+            | EventKind::AgentsRehomed { .. } => self.apply_to_cluster(&event.kind, time),
             EventKind::AgentRegistered(_)
             | EventKind::AgentLost
             | EventKind::AgentReturned
@@ -71,6 +73,25 @@ impl State {
             kind => self.apply_to_sandbox(header, kind, time),
         }
         self.remember_request(event, time);
+    }
+
+    fn apply_to_cluster(&mut self, kind: &EventKind, time: Timestamp) {
+        let mut cluster = self.cluster.expect("a cluster is created before anything happens to it");
+        match kind {
+            EventKind::ClusterRestored { cluster_id } => {
+                let (from, revision) = (cluster.id, self.revision - 1);
+                cluster.restored = Some(Restored { from, revision, time, confirmed: false });
+                cluster.id = *cluster_id;
+                cluster.predecessor = None;
+            }
+            EventKind::RestoreConfirmed => {
+                let restored = cluster.restored.as_mut();
+                restored.expect("only a restore can be confirmed").confirmed = true;
+            }
+            EventKind::AgentsRehomed { from } => cluster.predecessor = Some(*from),
+            _ => unreachable!("apply_event sends only the cluster's events here"),
+        }
+        self.put_cluster(cluster);
     }
 
     fn apply_to_agent(&mut self, header: &Header, kind: &EventKind) {

@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::event::SandboxUpdate;
-use crate::ids::{AgentId, Generation, Incarnation, RequestId, Revision, SandboxId, SandboxName, Timestamp};
+use crate::ids::{
+    AgentId, Generation, Incarnation, Label, RequestId, Revision, SandboxId, SandboxName, Timestamp,
+};
 use crate::spec::{Actor, AgentSpec, FailurePolicy, Labels, SandboxSpec};
 
 /// A command, and who gives it.
@@ -88,6 +90,33 @@ pub enum Command {
     /// Terminate what has expired; fail what has waited too long for capacity; forget old requests; finish what was
     /// too much for one entry. Due at [`crate::State::next_deadline`].
     Housekeeping,
+    /// This state goes on as another cluster, says the tool that restores a backup.
+    RestoreCluster {
+        /// Drawn by the tool.
+        cluster_id: Uuid,
+    },
+    /// The restored state holds, says an operator: what agents run and it does not know is ended, and what it knows is
+    /// started and recovered again.
+    ConfirmRestore,
+    /// The agents of another cluster are this one's from now on.
+    RehomeAgents {
+        /// The other one; None: the one that the backup was made of.
+        from: Option<Uuid>,
+    },
+    /// Changes nothing: tells what agents run and the state does not know.
+    ListUnknown {
+        /// On which agent; None: on all.
+        agent: Option<AgentId>,
+    },
+    /// Take sandboxes without a label into the state, as they run.
+    AdoptSandboxes {
+        /// Whose.
+        agent: AgentId,
+        /// Where they get their names.
+        namespace: Label,
+        /// Which; empty: all that can be.
+        ids: Vec<SandboxId>,
+    },
 }
 
 /// Make a sandbox.
@@ -131,7 +160,7 @@ pub enum SandboxRef {
     /// That one, whatever it is called now.
     Id {
         /// The namespace that the caller works in: request ids are remembered there.
-        namespace: crate::ids::Label,
+        namespace: Label,
         /// The id.
         id: SandboxId,
     },

@@ -138,6 +138,19 @@ pub enum EventKind {
         /// The current generation.
         generation: Generation,
     },
+    /// This state was taken from a backup, and goes on as another cluster: agents and peers of the old one are not its
+    /// own.
+    ClusterRestored {
+        /// Drawn by the restore.
+        cluster_id: Uuid,
+    },
+    /// An operator has said that a restored state holds.
+    RestoreConfirmed,
+    /// An operator has said that the agents of another cluster are this one's from now on.
+    AgentsRehomed {
+        /// The other cluster.
+        from: Uuid,
+    },
 }
 
 /// What is known of a sandbox when it is created.

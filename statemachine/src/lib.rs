@@ -22,12 +22,13 @@ mod spec;
 mod state;
 #[cfg(test)]
 mod tests;
+mod unknown;
 
 pub use apply::Applied;
 pub use command::{
     CallerId, Command, CreateSandbox, Expiry, Report, ReportedState, Request, SandboxRef, Target,
 };
-pub use decide::{Outcome, Surroundings, decide};
+pub use decide::{Adoption, Outcome, Surroundings, decide};
 pub use draft::Draft;
 pub use entry::{DecodeError, ENTRY_FORMAT, Entry, MAX_ENTRY_BYTES};
 pub use event::{
@@ -44,5 +45,6 @@ pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resource
 pub use state::digest::DIGEST_FORM;
 pub use state::{
     Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult,
-    Sandbox, State, Status,
+    Restored, Sandbox, State, Status,
 };
+pub use unknown::{Adoptable, Origin, UnknownSandbox};

@@ -35,6 +35,8 @@ pub const MAX_REQUESTS: usize = 1_000_000;
 pub const MAX_DURATION_NANOS: i64 = 10 * 365 * 24 * 3600 * 1_000_000_000;
 /// The longest recovery timeout, seconds: one day.
 pub const MAX_RECOVERY_TIMEOUT_SECONDS: u32 = 24 * 3600;
+/// The recovery timeout of those that name none, seconds.
+pub const DEFAULT_RECOVERY_TIMEOUT_SECONDS: u32 = 60;
 /// The shortest recovery timeout, seconds. It is the length of the lease too: an agent speaks every second, an election
 /// takes half a second, and whatever guards the sandbox ends it some 0.6 s before the lease is over. A shorter one would
 /// end healthy sandboxes.
@@ -59,6 +61,11 @@ pub const MAX_ENDPOINT_BYTES: usize = MAX_LABEL_TEXT_BYTES + 6;
 pub const MAX_BULK_BYTES: usize = 640 * 1024;
 /// The most bytes that the events of any one command take, with the allocations that they make possible.
 pub const MAX_DECISION_BYTES: usize = 768 * 1024;
+/// The most bytes that the events of one adoption take, but for the last sandbox's: with the largest one (64 KiB of
+/// environment, 64 KiB of arguments, labels) they stay below [`MAX_DECISION_BYTES`].
+pub const MAX_ADOPTION_BYTES: usize = 512 * 1024;
+/// The most sandboxes that one answer about unknown ones names: some 200 KiB.
+pub const MAX_UNKNOWN_TOLD: usize = 1_000;
 /// The most pairs of a waiting shape and an agent that one housekeeping command compares: some milliseconds.
 pub const MAX_PLACEMENT_CHECKS: usize = 200_000;
 /// How often a sandbox is moved because agents refuse it before it is called failed.

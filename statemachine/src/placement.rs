@@ -78,14 +78,20 @@ enum Misfit {
 }
 
 fn fit(agent: &Agent, shape: &Shape) -> Result<(), Misfit> {
-    let free = agent.free();
-    let Resources { cpu_millis, memory_bytes } = shape.resources;
     let bears = |(key, value): (&String, &String)| agent.spec.labels.get(key) == Some(value);
     if !agent.schedulable() {
         Err(Misfit::Unavailable)
     } else if !shape.agent_selector.iter().all(bears) {
         Err(Misfit::Labels)
-    } else if free.slots == 0 {
+    } else {
+        has_room(agent, shape)
+    }
+}
+
+fn has_room(agent: &Agent, shape: &Shape) -> Result<(), Misfit> {
+    let free = agent.free();
+    let Resources { cpu_millis, memory_bytes } = shape.resources;
+    if free.slots == 0 {
         Err(Misfit::Slots)
     } else if free.cpu_millis < cpu_millis {
         Err(Misfit::Cpu)
@@ -95,6 +101,17 @@ fn fit(agent: &Agent, shape: &Shape) -> Result<(), Misfit> {
         Err(Misfit::Ports)
     } else {
         Ok(())
+    }
+}
+
+/// What an agent lacks to hold something of this shape, whether or not it gets new sandboxes: for people.
+pub(crate) fn lack_of_room(agent: &Agent, shape: &Shape) -> Option<&'static str> {
+    match has_room(agent, shape) {
+        Err(Misfit::Slots) => Some("no free slot"),
+        Err(Misfit::Cpu) => Some("too little CPU left"),
+        Err(Misfit::Memory) => Some("too little memory left"),
+        Err(Misfit::Ports) => Some("one of its ports taken"),
+        Ok(()) | Err(Misfit::Unavailable | Misfit::Labels) => None,
     }
 }
 

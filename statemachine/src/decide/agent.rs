@@ -10,7 +10,7 @@ use crate::spec::AgentSpec;
 use crate::state::{Agent, AgentStatus, Phase, Sandbox};
 
 impl Draft {
-    fn agent_named(&self, id: &AgentId) -> Result<Agent, Rejection> {
+    pub(super) fn agent_named(&self, id: &AgentId) -> Result<Agent, Rejection> {
         self.state().agent(id).cloned().ok_or_else(|| Rejection::AgentNotFound(id.clone()))
     }
 

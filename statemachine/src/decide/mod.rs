@@ -3,7 +3,9 @@
 //! One file per noun. Every decision checks everything before it makes its first event, so a refusal leaves the draft
 //! as it was.
 
+mod adopt;
 mod agent;
+mod cluster;
 mod create;
 mod housekeeping;
 mod life;
@@ -11,19 +13,23 @@ mod recovery;
 mod report;
 mod waiting;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::command::{Command, Request};
 use crate::draft::{Cause, Draft};
-use crate::event::{Event, EventKind, RequestMemory, RequestRef, Subject};
+use crate::event::{Event, EventKind, RequestMemory, RequestRef};
 use crate::ids::{AgentId, Label, Revision, SandboxId, SandboxName, Timestamp};
 use crate::limits::{MAX_ACTOR_BYTES, MAX_DURATION_NANOS, MAX_REQUESTS, RESERVED_REQUESTS, bounded};
 use crate::rejection::Rejection;
 use crate::spec::Actor;
 use crate::state::{Agent, RequestKey, RequestResult, Sandbox, State};
+use crate::unknown::UnknownSandbox;
+
+pub use adopt::Adoption;
 
 /// What only the leader has: randomness, and what it knows of the agents beyond the state.
 pub trait Surroundings {
@@ -32,6 +38,9 @@ pub trait Surroundings {
 
     /// The agents that have an image, as far as it is known.
     fn agents_with_image(&self, image: &str) -> Option<&BTreeSet<AgentId>>;
+
+    /// What agents run and the state did not know when they were heard last.
+    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>>;
 }
 
 /// The answer to a command that was not refused.
@@ -69,6 +78,15 @@ pub enum Outcome {
     },
     /// Done, or nothing had to be done.
     Done,
+    /// What agents run and the state does not know.
+    Unknown {
+        /// By agent and id.
+        sandboxes: Vec<UnknownSandbox>,
+        /// There is more than one answer names.
+        more: bool,
+    },
+    /// What became of each sandbox that was to be adopted.
+    Adopted(Vec<Adoption>),
 }
 
 /// Decides one command on a state: what [`Draft::decide`] does for many.
@@ -125,11 +143,7 @@ impl Draft {
         let cause = &mut cause;
         match &request.command {
             Command::CreateCluster { cluster_id, cluster_version } => {
-                if self.state().cluster().is_none() {
-                    let (cluster_id, cluster_version) = (*cluster_id, *cluster_version);
-                    let kind = EventKind::ClusterCreated { cluster_id, cluster_version };
-                    self.push(cause, Subject::default(), 0, kind, String::new());
-                }
+                self.create_cluster(cause, *cluster_id, *cluster_version);
                 Ok(Outcome::Done)
             }
             Command::CreateSandbox(create) => self.create_sandbox(cause, create, around),
@@ -146,6 +160,13 @@ impl Draft {
             }
             Command::Report(report) => Ok(self.hear_report(cause, report, around)),
             Command::Housekeeping => Ok(self.keep_house(around)),
+            Command::RestoreCluster { cluster_id } => self.restore_cluster(cause, *cluster_id),
+            Command::ConfirmRestore => self.confirm_restore(cause),
+            Command::RehomeAgents { from } => self.rehome_agents(cause, *from),
+            Command::ListUnknown { agent } => self.tell_unknown(agent.as_ref(), around),
+            Command::AdoptSandboxes { agent, namespace, ids } => {
+                self.adopt_sandboxes(cause, agent, namespace, ids, around)
+            }
         }
     }
 
@@ -203,8 +224,8 @@ fn namespace_of(command: &Command) -> Option<Label> {
     }
 }
 
-/// Whether a command is a caller's, whose request id is remembered. Agents and the leader repeat theirs as they like:
-/// what is told twice changes nothing.
+/// Whether a command is one whose request id is remembered. Agents and the leader repeat theirs as they like, and
+/// operators what concerns the whole cluster: what is told twice changes nothing.
 fn is_callers(command: &Command) -> bool {
     match command {
         Command::CreateSandbox(_)
@@ -219,7 +240,12 @@ fn is_callers(command: &Command) -> bool {
         | Command::LoseAgent { .. }
         | Command::RecoverSandbox { .. }
         | Command::Report(_)
-        | Command::Housekeeping => false,
+        | Command::Housekeeping
+        | Command::RestoreCluster { .. }
+        | Command::ConfirmRestore
+        | Command::RehomeAgents { .. }
+        | Command::ListUnknown { .. }
+        | Command::AdoptSandboxes { .. } => false,
     }
 }
 

@@ -22,8 +22,10 @@ impl Draft {
     ) -> Outcome {
         let Some(sandbox) = self.state().sandbox(id).cloned() else { return Outcome::Done };
         let status = &sandbox.status;
-        // Something may have happened to it since the leader looked.
-        if status.generation != generation || !status.is_recoverable() {
+        // Something may have happened to it since the leader looked; and of a restored state it is not known what runs
+        // elsewhere.
+        let changed = status.generation != generation || !status.is_recoverable();
+        if changed || self.state().is_held_back(&sandbox) {
             return Outcome::Done;
         }
         match (status.phase, sandbox.holder(), status.lease) {

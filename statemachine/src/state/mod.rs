@@ -7,6 +7,7 @@
 //! `put_*` keeps its indexes, so that none can be forgotten. Cloning is O(1): all maps are persistent (`imbl`).
 
 mod agent;
+mod cluster;
 #[cfg(debug_assertions)]
 mod corrupt;
 pub(crate) mod digest;
@@ -17,11 +18,9 @@ mod sandbox;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
-use imbl::{OrdMap, OrdSet};
-use serde::{Deserialize, Serialize};
-use uuid::Uuid;
-
 pub use agent::{Agent, AgentStatus};
+pub use cluster::{Cluster, Restored};
+use imbl::{OrdMap, OrdSet};
 pub use request::{RequestKey, RequestRecord, RequestResult};
 pub use sandbox::{Held, Phase, Sandbox, Status};
 
@@ -29,17 +28,6 @@ use crate::ids::{AgentId, Digest, Generation, Label, Revision, SandboxId, Sandbo
 use crate::spec::{Capacity, Shape};
 use digest::RecordSum;
 use sandbox::PHASES;
-
-/// What is known of the cluster as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cluster {
-    /// Drawn once.
-    pub id: Uuid,
-    /// Gates new kinds of event.
-    pub version: u32,
-    /// When it was created.
-    pub created: Timestamp,
-}
 
 /// See the module.
 #[derive(Clone, Debug, Default)]

@@ -82,6 +82,9 @@ pub fn every_kind() -> Entry {
         EventKind::SandboxRemoved { released: Some(u64::MAX) },
         EventKind::RequestsPruned { until: Timestamp(i64::MAX), limit: 1_000 },
         EventKind::SandboxLeaseConfirmed { generation: 3 },
+        EventKind::ClusterRestored { cluster_id: Uuid::from_u128(0xc2) },
+        EventKind::RestoreConfirmed,
+        EventKind::AgentsRehomed { from: Uuid::from_u128(0xc1) },
     ];
     let events = kinds.into_iter().enumerate().map(|(index, kind)| Event { header: header(index), kind });
     Entry::new(41, 7, Timestamp(1_600_000_000_000_000_000), events.collect())
@@ -132,6 +135,9 @@ fn number(kind: &EventKind) -> u32 {
         EventKind::SandboxRemoved { .. } => 16,
         EventKind::RequestsPruned { .. } => 17,
         EventKind::SandboxLeaseConfirmed { .. } => 18,
+        EventKind::ClusterRestored { .. } => 19,
+        EventKind::RestoreConfirmed => 20,
+        EventKind::AgentsRehomed { .. } => 21,
     }
 }
 
@@ -207,7 +213,7 @@ fn entries_of_format_1_are_written_and_read_as_ever() {
     let entry = every_kind();
     let kinds: std::collections::BTreeSet<u32> =
         entry.events.iter().map(|event| number(&event.kind)).collect();
-    assert!(kinds.into_iter().eq(0..19), "every kind of event is in the entry");
+    assert!(kinds.into_iter().eq(0..22), "every kind of event is in the entry");
     assert_eq!(hex(entry.encoded()), ENTRY.trim(), "the encoding has changed");
     assert_eq!(Entry::decode(&Bytes::from(unhex(ENTRY))).unwrap(), entry);
 }

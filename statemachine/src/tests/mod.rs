@@ -7,5 +7,6 @@ mod limits;
 mod properties;
 mod scenarios;
 mod scenarios_of_agents;
+mod scenarios_of_clusters;
 mod script;
 mod world;

@@ -29,6 +29,11 @@ impl Run {
     fn new() -> Self {
         let (model, excused) = (Model::default(), Excused::default());
         let mut run = Self { world: World::new(), entries: Vec::new(), model, excused, asked: Vec::new() };
+        for which in 0..4 {
+            let agent = agent_id(&format!("a{which}"));
+            let there = ["s0", "s1", "old"].map(|text| unknown(&agent, text));
+            run.world.around.unknown.insert(agent, there.into());
+        }
         // The first entry of the history, again, so that it is among those that are folded.
         run.world.state = State::new();
         let cluster_id = uuid::Uuid::from_u128(0xc1);
@@ -150,8 +155,7 @@ impl Run {
         empty.revision = state.revision();
         empty.last_time = state.last_time();
         empty.history = state.history_digest();
-        empty.cluster = state.cluster();
-        empty.sum = World::new().state.sum;
+        empty.put_cluster(state.cluster().unwrap());
         assert!(*state == empty, "something is left over: {state:#?}");
         assert_eq!(state.next_deadline(), None);
     }
@@ -166,6 +170,17 @@ impl Run {
         assert_eq!(state.state_digest(), self.world.state.state_digest());
         assert_eq!(state.history_digest(), self.world.state.history_digest());
         assert!(state == self.world.state, "the history gives another state");
+    }
+}
+
+fn unknown(agent: &AgentId, text: &str) -> UnknownSandbox {
+    UnknownSandbox {
+        agent: agent.clone(),
+        id: text.parse().unwrap(),
+        generation: 1,
+        name: String::new(),
+        origin: Origin::Unlabelled,
+        adoptable: Some(Box::new(adoptable(text))),
     }
 }
 
@@ -231,7 +246,8 @@ fn random_commands_reach_every_kind_of_event_and_refusal() {
         "AllocationReleased",
         "SandboxRemoved",
     ];
-    let wanted = [&codes[..], &more, &agents, &sandboxes, &ends, &["RequestsPruned"]].concat();
+    let others = ["RequestsPruned", "ClusterRestored", "RestoreConfirmed", "AgentsRehomed"];
+    let wanted = [&codes[..], &more, &agents, &sandboxes, &ends, &others].concat();
     let rare: Vec<_> = wanted.into_iter().filter(|what| seen.get(*what).copied().unwrap_or(0) < 3).collect();
     assert!(rare.is_empty(), "hardly ever: {rare:?}, of {seen:#?}");
 }

@@ -6,7 +6,8 @@
 //! create NAME [strong] [wait=5s] [ttl=5s] [at=5s] [cpu= mem= ports=1,2 select=k:v pool= image= labels= policy=auto]
 //! update S [expire=5s|never] [labels=k:v] [policy=auto|manual] [timeout=5]     reset S   terminate S
 //! report A S GENERATION running|exited|start-failed|absent|refused [code=1] [reason=text] [endpoints=a:1] [expired]
-//! housekeeping   advance 5s   cluster   show
+//! housekeeping   advance 5s   cluster   restore   confirm   rehome [from=N]   show
+//! there A ID [label=ours|other] [mem=] [ports=1]   unknown [A]   adopt A [ID ...] [in=namespace]
 //! ```
 //! Callers' commands take `id=` (request id), `keep=` (its retention, default 60s), and `rev=` (expected revision). `S`
 //! is a name (`ns/name`, `name`), or `#name` (`#name.2`): the (second) sandbox that was ever made with this name, by id.
@@ -103,6 +104,7 @@ impl Stage {
                 let agents = words.at(2).split(',').map(agent_id).collect();
                 self.world.around.images.insert(words.at(1).into(), agents);
             }
+            "there" => self.there(words),
             "show" => self.show(),
             _ => self.give(words),
         }
@@ -175,9 +177,47 @@ impl Stage {
                 (Command::RecoverSandbox { sandbox_id, generation }, Actor::Leader)
             }
             "report" => self.report(words),
+            "restore" => (Command::RestoreCluster { cluster_id: Uuid::from_u128(0xc2) }, caller),
+            "confirm" => (Command::ConfirmRestore, caller),
+            "rehome" => {
+                let from = words.get("from").map(|from| Uuid::from_u128(from.parse().unwrap()));
+                (Command::RehomeAgents { from }, caller)
+            }
+            "unknown" => {
+                (Command::ListUnknown { agent: words.plain.get(1).map(|text| agent_id(text)) }, caller)
+            }
+            "adopt" => {
+                let (agent, namespace) = (agent_id(words.at(1)), label(words.get("in").unwrap_or("default")));
+                let ids = words.plain[2..].iter().map(|id| id.parse().unwrap()).collect();
+                (Command::AdoptSandboxes { agent, namespace, ids }, caller)
+            }
             "housekeeping" => (Command::Housekeeping, Actor::Leader),
             other => panic!("no command is called {other}"),
         }
+    }
+
+    /// An agent has something that the state does not know.
+    fn there(&mut self, words: &Words) {
+        let agent = agent_id(words.at(1));
+        let known = self.world.around.unknown.remove(&agent);
+        let mut there = known.map_or_else(Vec::new, |known| known.to_vec());
+        let origin = match words.get("label") {
+            None => Origin::Unlabelled,
+            Some("ours") => Origin::Ours,
+            Some(_) => Origin::Other,
+        };
+        let mut adoptable = adoptable(words.at(2));
+        adoptable.spec.resources.memory_bytes = words.number("mem", 0);
+        adoptable.spec.ports = words.list("ports").map(|port| port.parse().unwrap()).collect();
+        there.push(UnknownSandbox {
+            agent: agent.clone(),
+            id: words.at(2).parse().unwrap(),
+            generation: 1,
+            name: String::new(),
+            origin,
+            adoptable: (origin == Origin::Unlabelled).then(|| Box::new(adoptable)),
+        });
+        self.world.around.unknown.insert(agent, there.into());
     }
 
     fn report(&self, words: &Words) -> (Command, Actor) {
@@ -278,6 +318,25 @@ impl Stage {
             Outcome::Agent(agent) => agent_line(agent),
             Outcome::AgentRemoved { released } => format!("removed, {released} released"),
             Outcome::Done => "done".into(),
+            Outcome::Unknown { sandboxes, more } => {
+                let line = |unknown: &UnknownSandbox| {
+                    format!("{} on {} {:?}", unknown.id, unknown.agent, unknown.origin)
+                };
+                let lines: Vec<_> = sandboxes.iter().map(line).collect();
+                format!("unknown: [{}]{}", lines.join(", "), if *more { " and more" } else { "" })
+            }
+            Outcome::Adopted(adoptions) => {
+                let line = |adoption: &Adoption| match &adoption.refused {
+                    None => format!("\n    {} adopted", adoption.id),
+                    Some(why) => format!("\n    {} refused: {}", adoption.id, self.plain_ids(why)),
+                };
+                let lines: String = adoptions.iter().map(line).collect();
+                if lines.is_empty() {
+                    "nothing to adopt".into()
+                } else {
+                    format!("{}:{lines}", adoptions.len())
+                }
+            }
         }
     }
 
@@ -304,7 +363,8 @@ impl Stage {
 
     fn show(&mut self) {
         let state = &self.world.state;
-        let mut lines: Vec<String> = state.agents().map(agent_line).collect();
+        let mut lines: Vec<String> = state.cluster().and_then(restored_line).into_iter().collect();
+        lines.extend(state.agents().map(agent_line));
         lines.extend(self.made.iter().filter_map(|(id, _)| state.sandbox(id)).map(|found| {
             let reason = self.plain_ids(&found.status.reason);
             format!("{}{}{reason}", self.sandbox(found), if reason.is_empty() { "" } else { ": " })
@@ -318,6 +378,14 @@ impl Stage {
             writeln!(self.out, "  {line}").unwrap();
         }
     }
+}
+
+fn restored_line(cluster: Cluster) -> Option<String> {
+    let Restored { from, revision, confirmed, .. } = cluster.restored?;
+    let (from, id) = (from.as_u128(), cluster.id.as_u128());
+    let predecessor = cluster.predecessor.map_or("nobody's".into(), |of| format!("{:x}'s", of.as_u128()));
+    let held_back = if confirmed { "confirmed" } else { "not confirmed" };
+    Some(format!("cluster {id:x}, from {from:x} at {revision}, {held_back}, takes {predecessor} agents"))
 }
 
 fn agent_line(agent: &Agent) -> String {

@@ -1,6 +1,7 @@
 //! A cluster of one: a state, a clock that the test moves, and ids that count.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -15,6 +16,7 @@ pub const TERM: Term = 3;
 pub struct Around {
     pub drawn: u128,
     pub images: BTreeMap<String, BTreeSet<AgentId>>,
+    pub unknown: BTreeMap<AgentId, Arc<[UnknownSandbox]>>,
 }
 
 impl Surroundings for Around {
@@ -25,6 +27,10 @@ impl Surroundings for Around {
 
     fn agents_with_image(&self, image: &str) -> Option<&BTreeSet<AgentId>> {
         self.images.get(image)
+    }
+
+    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>> {
+        &self.unknown
     }
 }
 
@@ -129,6 +135,11 @@ pub fn create(text: &str) -> CreateSandbox {
         recovery_timeout_seconds: 60,
         wait: None,
     }
+}
+
+pub fn adoptable(text: &str) -> Adoptable {
+    let CreateSandbox { spec, labels, .. } = create(text);
+    Adoptable { spec, labels }
 }
 
 pub fn by_name(text: &str) -> Target {

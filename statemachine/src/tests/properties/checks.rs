@@ -201,5 +201,9 @@ impl Model {
             }
             _ => {}
         }
+        // The name of an adopted one can come again, as the id of another life.
+        if let EventKind::SandboxRemoved { .. } = event.kind {
+            self.last.remove(id);
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::Index;
+use uuid::Uuid;
 
 use crate::command::Report;
 use crate::tests::world::*;
@@ -17,6 +18,13 @@ pub enum Step {
         sandbox: Index,
         stale: bool,
     },
+    /// What an agent is said to run: all of it, or one.
+    Adopt {
+        which: u8,
+        all: bool,
+    },
+    /// Of the cluster as a whole.
+    Cluster(u8),
     Agent {
         which: u8,
         slots: u64,
@@ -130,6 +138,8 @@ pub fn step() -> impl Strategy<Value = Step> {
         4 => (aim(), request()).prop_map(|(target, request)| Step::Reset { target, request }),
         5 => (aim(), request()).prop_map(|(target, request)| Step::Terminate { target, request }),
         8 => any::<Index>().prop_map(Step::Retry),
+        3 => (0u8..4, any::<bool>()).prop_map(|(which, all)| Step::Adopt { which, all }),
+        1 => (0u8..4).prop_map(Step::Cluster),
         16 => (any::<Index>(), any::<Index>(), 0u8..8)
             .prop_map(|(sandbox, held, what)| Step::Report { sandbox, held, what }),
         4 => (any::<Index>(), 0u8..5, 0u8..4, 0u8..8)
@@ -292,6 +302,16 @@ impl Step {
                 let generation = (*generation).into();
                 Command::Report(Report { agent, incarnation, sandbox_id, generation, state: said(*what) })
             }
+            Self::Adopt { which, all } => {
+                let ids = if *all { Vec::new() } else { vec!["s0".parse().unwrap()] };
+                Command::AdoptSandboxes { agent: id_of_agent(*which), namespace: label("ns0"), ids }
+            }
+            Self::Cluster(0) => {
+                Command::RestoreCluster { cluster_id: Uuid::from_u128(state.revision().into()) }
+            }
+            Self::Cluster(1) => Command::ConfirmRestore,
+            Self::Cluster(2) => Command::RehomeAgents { from: None },
+            Self::Cluster(_) => Command::ListUnknown { agent: None },
             Self::Recover { sandbox, stale } => {
                 let down: Vec<_> = state.recoverable().collect();
                 let found = if down.is_empty() { nth(state, *sandbox) } else { Some(*sandbox.get(&down)) };

@@ -13,7 +13,7 @@ use super::{Fields, Retention};
 
 /// After which time a LOST sandbox is made anew, if the caller does not say, seconds. A machine that reboots is back
 /// in less.
-pub const DEFAULT_RECOVERY_TIMEOUT_SECONDS: u32 = 60;
+pub use sandkeeper_statemachine::limits::DEFAULT_RECOVERY_TIMEOUT_SECONDS;
 /// How long a create waits for capacity, if the caller does not say, nanoseconds: one hour.
 pub const DEFAULT_CAPACITY_TIMEOUT_NANOS: i64 = 3600 * NANOS_PER_SECOND;
 

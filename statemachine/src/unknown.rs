@@ -1,0 +1,43 @@
+//! What agents run and the state does not know. Only the leader hears of it; it is no part of the state.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{AgentId, Generation, SandboxId};
+use crate::spec::{Labels, SandboxSpec};
+
+/// Whose label a sandbox bears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Origin {
+    /// This cluster's, or that of one whose agents it took over: if the state does not know it, it is an orphan.
+    Ours,
+    /// Nobody's: it ran before Sandkeeper knew it. It may be adopted, and is left alone until then.
+    Unlabelled,
+    /// Another cluster's. It is left alone.
+    Other,
+}
+
+/// A sandbox that an agent has, and that is not in the state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnknownSandbox {
+    /// Who has it.
+    pub agent: AgentId,
+    /// Its id there.
+    pub id: SandboxId,
+    /// Its generation there.
+    pub generation: Generation,
+    /// What people call it, `namespace/name`, as its agent says. May be empty.
+    pub name: String,
+    /// Whose label it bears.
+    pub origin: Origin,
+    /// What it is, if it may be adopted.
+    pub adoptable: Option<Box<Adoptable>>,
+}
+
+/// What is known of a sandbox that may be adopted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adoptable {
+    /// How it was started, as its agent says. Its name is its id.
+    pub spec: SandboxSpec,
+    /// Its labels.
+    pub labels: Labels,
+}
