@@ -25,8 +25,6 @@ pub struct UnknownSandbox {
     pub id: SandboxId,
     /// Its generation there.
     pub generation: Generation,
-    /// What people call it, `namespace/name`, as its agent says. May be empty.
-    pub name: String,
     /// Whose label it bears.
     pub origin: Origin,
     /// What it is, if it may be adopted.

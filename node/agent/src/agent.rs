@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandkeeper_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -163,6 +164,7 @@ fn first_state(config: &AgentConfig, ledger: &Ledger) -> State {
             term: ledger.term(),
             obeyed: 0,
             sessions: BTreeMap::new(),
+            former: ledger.former(),
         },
         table: Table::default(),
         capacity: config.capacity,
@@ -227,20 +229,25 @@ impl<R: Runtime> Loop<R> {
     async fn hear(
         &mut self,
         session: u64,
-        message: sandkeeper_proto::v1::ServerMessage,
+        message: v1::ServerMessage,
         received: BootTime,
     ) -> Result<(), AgentError> {
-        use sandkeeper_proto::v1::server_message::Body;
+        use v1::server_message::Body;
         match message.body {
             Some(Body::Welcome(welcome)) => {
-                self.plan(Input::Welcome { session, cluster_id: welcome.cluster_id }, received).await
+                let v1::Welcome { cluster_id, predecessor_id, .. } = welcome;
+                self.plan(Input::Welcome { session, cluster_id, predecessor_id }, received).await
             }
             Some(Body::OpenTunnel(request)) => {
                 self.executor.open_tunnel(session, request);
                 Ok(())
             }
             _ => {
-                let Some(mut command) = wire::command(session, message, received) else { return Ok(()) };
+                // A session that obeys is welcomed, so the cluster is known.
+                let cluster_id = self.executor.state.fence.cluster_id.clone().unwrap_or_default();
+                let Some(mut command) = wire::command(session, message, received, cluster_id) else {
+                    return Ok(());
+                };
                 command.body.judge(|spec| self.runtime.admit(spec));
                 self.plan(Input::Command(command), received).await
             }

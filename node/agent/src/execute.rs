@@ -111,6 +111,14 @@ impl<R: Runtime> Executor<R> {
                     let cluster_id = cluster_id.clone();
                     self.write_ledger(move |ledger| ledger.join(&cluster_id)).await?;
                 }
+                Action::Rehome { cluster_id } => {
+                    tracing::warn!(
+                        cluster_id,
+                        "this agent changes over to another cluster, with what it runs"
+                    );
+                    let cluster_id = cluster_id.clone();
+                    self.write_ledger(move |ledger| ledger.rehome(&cluster_id)).await?;
+                }
                 Action::RaiseTerm { term } => {
                     let term = *term;
                     self.write_ledger(move |ledger| ledger.raise_term(term)).await?;
@@ -129,7 +137,7 @@ impl<R: Runtime> Executor<R> {
         match action {
             Action::Forget { session } => self.close(session),
             Action::Close { session, reason } => {
-                tracing::warn!(session, reason, "a control node breaks the rules: session closed");
+                tracing::warn!(session, server = self.server(session), reason, "session closed");
                 self.close(session);
             }
             Action::Put(sandbox) => {
@@ -161,6 +169,13 @@ impl<R: Runtime> Executor<R> {
                     Some(Input::Instructed { sandbox_id, lease })
                 });
             }
+            Action::Adopt { sandbox_id, cluster_id } => {
+                let runtime = Arc::clone(&self.runtime);
+                self.spawn(async move {
+                    insist("label a sandbox", &sandbox_id, || runtime.adopt(&sandbox_id, &cluster_id)).await;
+                    Some(Input::Adopted { sandbox_id, cluster_id })
+                });
+            }
             Action::Report { sandbox_id, generation } => {
                 self.unreported.insert((sandbox_id, generation));
             }
@@ -176,13 +191,14 @@ impl<R: Runtime> Executor<R> {
             }
             Action::Inventory { session } => {
                 let processed = self.state.fence.sessions.get(&session).map_or(0, |fence| fence.processed);
-                let parts = wire::inventory(&self.state.table, self.state.fence.term, processed, &self.host);
+                let parts = wire::inventory(&self.state, processed, &self.host);
                 self.send(session, parts);
             }
             Action::Track { .. }
             | Action::Welcomed { .. }
             | Action::Processed { .. }
             | Action::Join { .. }
+            | Action::Rehome { .. }
             | Action::RaiseTerm { .. }
             | Action::Obey { .. }
             | Action::WrongCluster { .. } => {}
@@ -206,7 +222,7 @@ impl<R: Runtime> Executor<R> {
         let Some((session, processed)) = self.state.fence.leader() else { return };
         let reports = news
             .iter()
-            .map(|(id, generation)| wire::report(&self.state.table, id, *generation, &self.host))
+            .map(|(id, generation)| wire::report(&self.state, id, *generation, &self.host))
             .collect();
         self.send(session, wire::reports(self.state.fence.term, processed, reports));
     }

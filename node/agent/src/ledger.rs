@@ -146,6 +146,22 @@ impl Ledger {
         self.write(record)
     }
 
+    /// The clusters that the agent has left, and the highest term seen in each.
+    pub fn former(&self) -> BTreeMap<String, u64> {
+        let mut former = self.record.terms.clone();
+        former.retain(|cluster_id, _| self.record.cluster_id.as_ref() != Some(cluster_id));
+        former
+    }
+
+    /// Records that the agent has changed over to another cluster, durably. The one that it leaves is not forgotten.
+    pub fn rehome(&mut self, cluster_id: &str) -> Result<(), LedgerError> {
+        let mut record = self.record.clone();
+        if let Some(left) = record.cluster_id.replace(cluster_id.to_owned()) {
+            record.terms.entry(left).or_default();
+        }
+        self.write(record)
+    }
+
     /// Records a term of the agent's cluster, durably. A lower one than is known changes nothing.
     pub fn raise_term(&mut self, term: u64) -> Result<(), LedgerError> {
         let Some(cluster_id) = self.record.cluster_id.clone() else { return Ok(()) };

@@ -40,6 +40,9 @@ pub struct SandboxSpec {
     pub memory_bytes: u64,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// The label of the cluster that it belongs to; empty: none, it ran before any cluster knew it.
+    #[serde(default)]
+    pub cluster_id: String,
 }
 
 impl SandboxSpec {

@@ -21,6 +21,7 @@
 //!
 //! Architecture invariant: the client knows the wire and nothing else: no state, no Raft, no placement.
 
+mod backup;
 mod builder;
 mod calls;
 mod client;
@@ -31,6 +32,7 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
+pub use backup::BackupStream;
 pub use builder::{ClientBuilder, DEFAULT_DEADLINE, Selection};
 pub use client::Client;
 pub use error::{ClientError, ConfigError, FieldViolation, Refusal, ServerFailure, ServerFailureKind};

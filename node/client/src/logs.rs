@@ -2,7 +2,7 @@
 
 use futures::StreamExt;
 use sandkeeper_proto::v1::StreamLogsResponse;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use crate::error::{ClientError, Failure};
 
@@ -26,10 +26,15 @@ impl LogStream {
         match self.stream.next().await {
             None => Ok(None),
             Some(Ok(message)) => Ok(Some(message.data)),
-            Some(Err(status)) => Err(match Failure::of(&self.server, &status) {
-                Failure::Refused(error) | Failure::Elsewhere(error) => error,
-                Failure::Passing { failure, .. } => ClientError::Unreachable(vec![failure]),
-            }),
+            Some(Err(status)) => Err(broken(&self.server, &status)),
         }
+    }
+}
+
+/// How a stream ended that can't be resumed.
+pub(crate) fn broken(server: &str, status: &Status) -> ClientError {
+    match Failure::of(server, status) {
+        Failure::Refused(error) | Failure::Elsewhere(error) => error,
+        Failure::Passing { failure, .. } => ClientError::Unreachable(vec![failure]),
     }
 }

@@ -7,12 +7,14 @@
 //! | `agents`, `applier` | the agents' sessions, and making them do what the state says |
 //! | `api`, `http`, `metrics` | what clients and operators see |
 //! | `inspect` | the state in a data directory, of a node that does not run |
+//! | `backup` | a backup file, and the data directory that is made from one |
 //! | `verification` | comparing digests with the other nodes |
 //! | `server` | a whole node: starts every part in order, and stops it |
 
 pub mod agents;
 pub mod api;
 pub mod applier;
+pub mod backup;
 pub mod clock;
 pub mod commands;
 pub mod config;

@@ -32,6 +32,8 @@ macro_rules! named {
 
 named!(
     AddMemberResponse,
+    AdoptSandboxesResponse,
+    ConfirmRestoreResponse,
     CordonAgentResponse,
     CreateSandboxResponse,
     Event,
@@ -43,6 +45,8 @@ named!(
     ListEventsResponse,
     ListMembersResponse,
     ListSandboxesResponse,
+    ListUnknownResponse,
+    RehomeAgentsResponse,
     RemoveAgentResponse,
     RemoveMemberResponse,
     ResetSandboxResponse,

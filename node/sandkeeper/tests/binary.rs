@@ -89,6 +89,21 @@ impl FleetService for Fleet {
     async fn remove_agent(&self, _: Request<v1::RemoveAgentRequest>) -> Answered<v1::RemoveAgentResponse> {
         Err(Status::unimplemented("no test asks for it"))
     }
+
+    async fn list_unknown(&self, _: Request<v1::ListUnknownRequest>) -> Answered<v1::ListUnknownResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
+    async fn adopt_sandboxes(
+        &self,
+        _: Request<v1::AdoptSandboxesRequest>,
+    ) -> Answered<v1::AdoptSandboxesResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
+    async fn rehome_agents(&self, _: Request<v1::RehomeAgentsRequest>) -> Answered<v1::RehomeAgentsResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
 }
 
 /// Serves [`Fleet`] while the test runs, and gives its address.

@@ -39,8 +39,11 @@ pub trait Surroundings {
     /// The agents that have an image, as far as it is known.
     fn agents_with_image(&self, image: &str) -> Option<&BTreeSet<AgentId>>;
 
-    /// What agents run and the state did not know when they were heard last.
-    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>>;
+    /// What agents run and the state did not know when they were heard last. Nothing, unless somebody listens to agents.
+    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>> {
+        static NOTHING: BTreeMap<AgentId, Arc<[UnknownSandbox]>> = BTreeMap::new();
+        &NOTHING
+    }
 }
 
 /// The answer to a command that was not refused.

@@ -178,7 +178,6 @@ fn unknown(agent: &AgentId, text: &str) -> UnknownSandbox {
         agent: agent.clone(),
         id: text.parse().unwrap(),
         generation: 1,
-        name: String::new(),
         origin: Origin::Unlabelled,
         adoptable: Some(Box::new(adoptable(text))),
     }

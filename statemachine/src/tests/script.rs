@@ -213,7 +213,6 @@ impl Stage {
             agent: agent.clone(),
             id: words.at(2).parse().unwrap(),
             generation: 1,
-            name: String::new(),
             origin,
             adoptable: (origin == Origin::Unlabelled).then(|| Box::new(adoptable)),
         });

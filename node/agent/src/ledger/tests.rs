@@ -38,6 +38,23 @@ fn each_start_counts_and_terms_are_kept() {
 }
 
 #[test]
+fn a_cluster_that_was_left_is_not_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = Ledger::open(folder.path(), "a").unwrap();
+    ledger.join("blue").unwrap();
+    ledger.raise_term(5).unwrap();
+    assert_eq!(ledger.former(), BTreeMap::new());
+    ledger.rehome("green").unwrap();
+    assert_eq!((ledger.cluster_id(), ledger.term()), (Some("green"), 0));
+    drop(ledger);
+    let mut ledger = Ledger::open(folder.path(), "a").unwrap();
+    assert_eq!(ledger.former(), BTreeMap::from([("blue".to_owned(), 5)]));
+    // One that never saw a term there, and one that comes back.
+    ledger.rehome("blue").unwrap();
+    assert_eq!((ledger.term(), ledger.former()), (5, BTreeMap::from([("green".to_owned(), 0)])));
+}
+
+#[test]
 fn a_second_process_and_another_agent_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let ledger = Ledger::open(folder.path(), "a").unwrap();

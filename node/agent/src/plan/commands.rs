@@ -1,6 +1,6 @@
 //! Commands: first the fence, then what is wanted.
 
-use super::{Action, Body, Command, Refusal, RefusalKind, State, admission};
+use super::{Action, Body, Command, Origin, Refusal, RefusalKind, State, admission};
 use crate::boottime::BootTime;
 use crate::lease::LeaseTerms;
 use crate::table::{Order, Phase, Sandbox};
@@ -82,11 +82,39 @@ fn obey(state: &State, command: &Command) -> Vec<Action> {
         Body::Unusable { reason, .. } => {
             vec![Action::Refuse(refusal(state, command, RefusalKind::Admission, reason.clone()))]
         }
-        Body::Terminate { sandbox_id, generation } => terminate(state, sandbox_id, *generation),
+        Body::Terminate { sandbox_id, generation } => terminate(state, command, sandbox_id, *generation),
         Body::Update { sandbox_id, generation, expires_at, lease } => {
             update(state, command, (sandbox_id, *generation), *expires_at, *lease)
         }
+        Body::Adopt { sandbox_id, generation } => adopt(state, command, sandbox_id, *generation),
         Body::Inventory => vec![Action::Inventory { session: command.session }],
+    }
+}
+
+/// Of what is not ours nothing is touched, whoever asks.
+fn not_ours(state: &State, command: &Command, sandbox: &Sandbox) -> Option<Vec<Action>> {
+    let whose = match state.fence.origin(&sandbox.order.spec.cluster_id) {
+        Origin::Ours => return None,
+        Origin::Unlabelled => "nobody's: it has to be adopted first",
+        Origin::Other => "another cluster's",
+    };
+    let reason = format!("sandbox {} of this agent is {whose}", sandbox.order.spec.sandbox_id);
+    let kind = match command.body {
+        Body::Create(_) => RefusalKind::Admission,
+        _ => RefusalKind::NotOurs,
+    };
+    Some(vec![Action::Refuse(refusal(state, command, kind, reason))])
+}
+
+fn adopt(state: &State, command: &Command, id: &str, generation: u64) -> Vec<Action> {
+    let found = state.table.get(id).filter(|sandbox| sandbox.generation == generation);
+    let label = found.map(|sandbox| state.fence.origin(&sandbox.order.spec.cluster_id));
+    match (found, label, &state.fence.cluster_id) {
+        (Some(_), Some(Origin::Unlabelled), Some(cluster_id)) => {
+            vec![Action::Adopt { sandbox_id: id.to_owned(), cluster_id: cluster_id.clone() }]
+        }
+        (Some(sandbox), Some(Origin::Other), _) => not_ours(state, command, sandbox).unwrap_or_default(),
+        _ => vec![Action::Report { sandbox_id: id.to_owned(), generation }],
     }
 }
 
@@ -101,6 +129,9 @@ fn create(state: &State, command: &Command, order: &Order) -> Vec<Action> {
     let report = |generation| Action::Report { sandbox_id: id.clone(), generation };
     let known = state.table.get(id);
     if let Some(sandbox) = known {
+        if let Some(refused) = not_ours(state, command, sandbox) {
+            return refused;
+        }
         let newest = sandbox.next().map_or(sandbox.generation, |next| next.spec.generation);
         if generation < newest {
             return stale_generation(state, command, newest);
@@ -130,9 +161,12 @@ fn create(state: &State, command: &Command, order: &Order) -> Vec<Action> {
     actions
 }
 
-fn terminate(state: &State, id: &str, generation: u64) -> Vec<Action> {
+fn terminate(state: &State, command: &Command, id: &str, generation: u64) -> Vec<Action> {
     let report = Action::Report { sandbox_id: id.to_owned(), generation };
     let Some(sandbox) = state.table.get(id) else { return vec![report] };
+    if let Some(refused) = not_ours(state, command, sandbox) {
+        return refused;
+    }
     let next = sandbox.next().filter(|next| next.spec.generation > generation);
     if generation < sandbox.generation || (generation == sandbox.generation && next.is_some()) {
         // That generation is gone already, or going to make room for a higher one, which this command is not about.
@@ -173,6 +207,9 @@ fn update(
 ) -> Vec<Action> {
     let report = Action::Report { sandbox_id: id.to_owned(), generation };
     let Some(sandbox) = state.table.get(id) else { return vec![report] };
+    if let Some(refused) = not_ours(state, command, sandbox) {
+        return refused;
+    }
     let mut changed = sandbox.clone();
     if let Phase::Stopping { next: Some(next), .. } = &mut changed.phase
         && next.spec.generation == generation

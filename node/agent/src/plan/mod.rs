@@ -18,7 +18,7 @@ use crate::ledger::Incarnation;
 use crate::spec::SandboxSpec;
 use crate::table::{Order, Sandbox};
 
-pub use state::{Fence, State};
+pub use state::{Fence, Origin, State};
 
 /// Something that has happened.
 #[derive(Clone, Debug)]
@@ -39,6 +39,8 @@ pub enum Input {
         session: u64,
         /// The cluster of the node.
         cluster_id: String,
+        /// The cluster whose agents that one takes over; empty: none.
+        predecessor_id: String,
     },
     /// A leader, or one who believes to be, wants something.
     Command(Command),
@@ -62,6 +64,13 @@ pub enum Input {
         sandbox_id: String,
         /// What was told.
         lease: Option<LeaseTerms>,
+    },
+    /// A sandbox has got a label.
+    Adopted {
+        /// Which.
+        sandbox_id: String,
+        /// The cluster's.
+        cluster_id: String,
     },
     /// Nothing of a sandbox is left.
     Removed {
@@ -132,6 +141,13 @@ pub enum Body {
         /// When it has to be dead if no leader is heard of.
         lease: Option<LeaseTerms>,
     },
+    /// Label it as ours.
+    Adopt {
+        /// Which.
+        sandbox_id: String,
+        /// Which assignment of it.
+        generation: u64,
+    },
     /// Say what there is.
     Inventory,
 }
@@ -143,7 +159,8 @@ impl Body {
             Self::Create(order) => (&order.spec.sandbox_id, order.spec.generation),
             Self::Unusable { sandbox_id, generation, .. }
             | Self::Terminate { sandbox_id, generation }
-            | Self::Update { sandbox_id, generation, .. } => (sandbox_id, *generation),
+            | Self::Update { sandbox_id, generation, .. }
+            | Self::Adopt { sandbox_id, generation } => (sandbox_id, *generation),
             Self::Inventory => ("", 0),
         }
     }
@@ -171,6 +188,8 @@ pub enum RefusalKind {
     StaleGeneration,
     /// It was for another incarnation.
     WrongIncarnation,
+    /// The sandbox bears no label, or another cluster's.
+    NotOurs,
 }
 
 /// A refusal, as it goes back in the session that the command came in.
@@ -205,6 +224,8 @@ pub enum Action {
     Processed { session: u64, sequence: u64 },
     /// Write the cluster into the ledger.
     Join { cluster_id: String },
+    /// Write into the ledger that the agent has changed over to another cluster, with what it runs.
+    Rehome { cluster_id: String },
     /// Write the term into the ledger.
     RaiseTerm { term: u64 },
     /// From now on this session is the leader's: reports go there.
@@ -221,13 +242,15 @@ pub enum Action {
     Remove { sandbox_id: String },
     /// Tell whoever keeps watch over it about its new end and lease.
     Instruct { sandbox_id: String, expires_at: Option<BootTime>, lease: Option<LeaseTerms> },
+    /// Have the runtime label it.
+    Adopt { sandbox_id: String, cluster_id: String },
     /// Tell the leader how it is with this generation.
     Report { sandbox_id: String, generation: u64 },
     /// Tell the sender of a command that it is not obeyed.
     Refuse(Refusal),
     /// Tell everything.
     Inventory { session: u64 },
-    /// End the session: its other side breaks the rules.
+    /// End the session: its other side breaks the rules, or belongs to a cluster that the agent has left.
     Close { session: u64, reason: String },
     /// End the agent: the node belongs to another cluster.
     WrongCluster { session: u64, theirs: String },
@@ -238,25 +261,42 @@ pub fn plan(state: &State, input: &Input, now: BootTime) -> Vec<Action> {
     match input {
         Input::Opened { session } => vec![Action::Track { session: *session }],
         Input::Closed { session } => vec![Action::Forget { session: *session }],
-        Input::Welcome { session, cluster_id } => welcome(state, *session, cluster_id),
+        Input::Welcome { session, cluster_id, predecessor_id } => {
+            welcome(state, *session, cluster_id, predecessor_id)
+        }
         Input::Command(command) => commands::plan(state, command),
         Input::Created { order, result } => runtime::created(state, order, result),
         Input::Exited { sandbox_id, exit } => runtime::exited(state, sandbox_id, exit),
         Input::Instructed { sandbox_id, lease } => runtime::instructed(state, sandbox_id, *lease),
+        Input::Adopted { sandbox_id, cluster_id } => runtime::adopted(state, sandbox_id, cluster_id),
         Input::Removed { sandbox_id } => runtime::removed(state, sandbox_id),
         Input::Tick => runtime::tick(state, now),
     }
 }
 
-fn welcome(state: &State, session: u64, cluster_id: &str) -> Vec<Action> {
+fn welcome(state: &State, session: u64, cluster_id: &str, predecessor_id: &str) -> Vec<Action> {
     match state.fence.cluster_id.as_deref() {
         _ if cluster_id.is_empty() => {
             vec![Action::Close { session, reason: "its welcome names no cluster".to_owned() }]
         }
         Some(ours) if ours == cluster_id => vec![Action::Welcomed { session }],
+        Some(ours) if ours == predecessor_id => rehome(state, cluster_id),
+        Some(_) if state.fence.former.contains_key(cluster_id) => {
+            let reason = format!("its node belongs to cluster {cluster_id}, which this agent has left");
+            vec![Action::Close { session, reason }]
+        }
         Some(_) => vec![Action::WrongCluster { session, theirs: cluster_id.to_owned() }],
         None => vec![Action::Join { cluster_id: cluster_id.to_owned() }, Action::Welcomed { session }],
     }
+}
+
+/// Every session begins anew: what was said in the old ones was said to an agent of the old cluster.
+fn rehome(state: &State, cluster_id: &str) -> Vec<Action> {
+    let reason = format!("this agent changes over to cluster {cluster_id}");
+    let close = |session: &u64| Action::Close { session: *session, reason: reason.clone() };
+    let mut actions = vec![Action::Rehome { cluster_id: cluster_id.to_owned() }];
+    actions.extend(state.fence.sessions.keys().map(close));
+    actions
 }
 
 impl fmt::Display for Action {
@@ -269,6 +309,7 @@ impl fmt::Display for Action {
                 write!(f, "session {session} is processed up to {sequence}")
             }
             Self::Join { cluster_id } => write!(f, "ledger: join cluster {cluster_id}"),
+            Self::Rehome { cluster_id } => write!(f, "ledger: change over to cluster {cluster_id}"),
             Self::RaiseTerm { term } => write!(f, "ledger: raise term to {term}"),
             Self::Obey { session } => write!(f, "obey session {session}"),
             Self::Put(sandbox) => write!(f, "table: put {sandbox}"),
@@ -282,6 +323,9 @@ impl fmt::Display for Action {
                 let end = expires_at.map_or("never".to_owned(), |at| at.0.to_string());
                 let lease = lease.map_or("no lease".to_owned(), |lease| lease.to_string());
                 write!(f, "runtime: instruct {sandbox_id}: expires {end}, {lease}")
+            }
+            Self::Adopt { sandbox_id, cluster_id } => {
+                write!(f, "runtime: label {sandbox_id} as cluster {cluster_id}'s")
             }
             Self::Report { sandbox_id, generation } => {
                 write!(f, "report {sandbox_id} generation {generation}")

@@ -45,6 +45,7 @@ fn any_order() -> impl Strategy<Value = Order> {
     (0u8..4, 1u64..5, 0u64..8, 0u16..3, proptest::option::of(0u64..50)).prop_map(
         |(id, generation, cpu, port, expires_at)| Order {
             spec: Arc::new(SandboxSpec {
+                cluster_id: "blue".to_owned(),
                 sandbox_id: format!("s{id}"),
                 generation,
                 cpu_millis: cpu,
@@ -117,7 +118,8 @@ impl World {
 
     fn open(&mut self, session: u64) {
         self.feed(&Input::Opened { session });
-        self.feed(&Input::Welcome { session, cluster_id: "blue".to_owned() });
+        let (cluster_id, predecessor_id) = ("blue".to_owned(), String::new());
+        self.feed(&Input::Welcome { session, cluster_id, predecessor_id });
     }
 
     fn step(&mut self, step: Step) {
@@ -250,7 +252,7 @@ impl World {
 
     /// "Absent" is only said of what is not there.
     fn check_report(&self, id: &str, generation: u64) {
-        let report = wire::report(&self.state.table, id, generation, "host");
+        let report = wire::report(&self.state, id, generation, "host");
         if report.state() != SandboxState::Absent {
             return;
         }

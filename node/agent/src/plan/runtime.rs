@@ -1,5 +1,7 @@
 //! What the runtime has said, and what time alone brings.
 
+use std::sync::Arc;
+
 use super::{Action, Ended, State};
 use crate::boottime::BootTime;
 use crate::lease::LeaseTerms;
@@ -62,6 +64,14 @@ pub(super) fn instructed(state: &State, id: &str, lease: Option<LeaseTerms>) -> 
         }
         _ => Vec::new(),
     }
+}
+
+pub(super) fn adopted(state: &State, id: &str, cluster_id: &str) -> Vec<Action> {
+    let Some(sandbox) = state.table.get(id) else { return Vec::new() };
+    let mut labelled = sandbox.clone();
+    cluster_id.clone_into(&mut Arc::make_mut(&mut labelled.order.spec).cluster_id);
+    let report = Action::Report { sandbox_id: id.to_owned(), generation: sandbox.generation };
+    vec![Action::Put(Box::new(labelled)), report]
 }
 
 pub(super) fn removed(state: &State, id: &str) -> Vec<Action> {

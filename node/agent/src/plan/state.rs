@@ -32,6 +32,19 @@ pub struct Fence {
     pub obeyed: u64,
     /// The sessions that are open.
     pub sessions: BTreeMap<u64, SessionFence>,
+    /// Clusters that the agent has left, and the highest term seen there. As in the ledger.
+    pub former: BTreeMap<String, u64>,
+}
+
+/// Whose label a sandbox bears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Our cluster's, or that of one which the agent has left.
+    Ours,
+    /// Nobody's.
+    Unlabelled,
+    /// Another cluster's.
+    Other,
 }
 
 /// What is known about one open session.
@@ -47,6 +60,25 @@ impl Fence {
     /// The session that reports go to, if it is open, and the last sequence processed in it.
     pub fn leader(&self) -> Option<(u64, u64)> {
         self.sessions.get(&self.obeyed).map(|session| (self.obeyed, session.processed))
+    }
+
+    /// Whose a sandbox with this label is.
+    pub fn origin(&self, label: &str) -> Origin {
+        if label.is_empty() {
+            Origin::Unlabelled
+        } else if self.cluster_id.as_deref() == Some(label) || self.former.contains_key(label) {
+            Origin::Ours
+        } else {
+            Origin::Other
+        }
+    }
+
+    fn rehome(&mut self, cluster_id: &str) {
+        let term = self.former.remove(cluster_id).unwrap_or(0);
+        if let Some(left) = self.cluster_id.replace(cluster_id.to_owned()) {
+            self.former.insert(left, self.term);
+        }
+        (self.term, self.obeyed) = (term, 0);
     }
 }
 
@@ -71,6 +103,7 @@ impl State {
                 }
             }
             Action::Join { cluster_id } => self.fence.cluster_id = Some(cluster_id.clone()),
+            Action::Rehome { cluster_id } => self.fence.rehome(cluster_id),
             Action::RaiseTerm { term } => self.fence.term = *term,
             Action::Obey { session } => self.fence.obeyed = *session,
             Action::Put(sandbox) => self.table.put((**sandbox).clone()),
@@ -79,6 +112,7 @@ impl State {
             | Action::End { .. }
             | Action::Remove { .. }
             | Action::Instruct { .. }
+            | Action::Adopt { .. }
             | Action::Report { .. }
             | Action::Refuse(_)
             | Action::Inventory { .. }

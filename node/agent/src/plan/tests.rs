@@ -22,6 +22,7 @@ pub(super) fn fresh_state(capacity: Capacity) -> State {
             term: 0,
             obeyed: 0,
             sessions: BTreeMap::new(),
+            former: BTreeMap::new(),
         },
         table: Table::default(),
         capacity,
@@ -53,6 +54,10 @@ impl<'a> Line<'a> {
         self.values.get(key).map(|value| value.parse().unwrap())
     }
 
+    fn text(&self, key: &str) -> String {
+        self.values.get(key).copied().unwrap_or_default().to_owned()
+    }
+
     fn word(&self, at: usize) -> String {
         self.words[at].to_owned()
     }
@@ -64,7 +69,11 @@ impl Script {
         match line.words[0] {
             "open" => Input::Opened { session: session() },
             "close" => Input::Closed { session: session() },
-            "welcome" => Input::Welcome { session: session(), cluster_id: line.word(2) },
+            "welcome" => {
+                let predecessor_id = line.text("from");
+                Input::Welcome { session: session(), cluster_id: line.word(2), predecessor_id }
+            }
+            "adopted" => Input::Adopted { sandbox_id: line.word(1), cluster_id: line.text("label") },
             "created" => Input::Created { order: self.orders[line.words[1]].clone(), result: Ok(()) },
             "failed" => Input::Created {
                 order: self.orders[line.words[1]].clone(),
@@ -111,6 +120,7 @@ impl Script {
                     cpu_millis: line.number("cpu").unwrap_or(0),
                     memory_bytes: line.number("memory").unwrap_or(0),
                     ports: line.number("port").map(|port| port as u16).into_iter().collect(),
+                    cluster_id: self.state.fence.cluster_id.clone().unwrap_or_default(),
                     ..SandboxSpec::default()
                 }),
                 expires_at,
@@ -123,6 +133,7 @@ impl Script {
             },
             "terminate" => Body::Terminate { sandbox_id: line.word(1), generation },
             "update" => Body::Update { sandbox_id: line.word(1), generation, expires_at, lease },
+            "adopt" => Body::Adopt { sandbox_id: line.word(1), generation },
             "inventory" => Body::Inventory,
             other => panic!("no such input: {other}"),
         };
@@ -133,6 +144,14 @@ impl Script {
     fn step(&mut self, text: &str) {
         writeln!(self.out, "> {text}").unwrap();
         let line = Line::new(text);
+        if line.words[0] == "there" {
+            // What the agent found at its start.
+            let (sandbox_id, cluster_id) = (line.word(1), line.text("label"));
+            let spec = SandboxSpec { sandbox_id, cluster_id, generation: 1, ..SandboxSpec::default() };
+            let order = Order { spec: Arc::new(spec), expires_at: None, lease: None };
+            self.state.table.put(Sandbox::creating(order).in_phase(crate::table::Phase::Running));
+            return;
+        }
         if line.words[0] == "table" {
             for (_, sandbox) in self.state.table.iter() {
                 writeln!(self.out, "    {sandbox}").unwrap();
@@ -400,4 +419,51 @@ script!(
      instructed a
      instructed none
      table"
+);
+
+script!(
+    what_bears_no_label_or_another_clusters_is_left_alone_until_it_is_adopted,
+    "there old
+     there foreign label=green
+     there own label=blue
+     open 1
+     welcome 1 blue
+     terminate old via=1
+     update old via=1
+     create old via=1
+     create old gen=2 via=1
+     terminate foreign gen=9 via=1
+     create foreign via=1
+     adopt foreign via=1
+     adopt none via=1
+     adopt old gen=2 via=1
+     adopt own via=1
+     adopt old via=1
+     adopted old label=blue
+     adopt old via=1
+     terminate old via=1
+     terminate own via=1
+     table"
+);
+
+script!(
+    a_rehomed_agent_takes_its_sandboxes_along_and_obeys_the_old_cluster_no_more,
+    "open 1
+     welcome 1 blue
+     open 2
+     welcome 2 blue
+     create a via=1 term=7
+     created a
+     open 3
+     welcome 3 green from=red
+     open 3
+     welcome 3 green from=blue
+     terminate a via=1 term=8 sequence=2
+     open 4
+     welcome 4 green from=blue
+     terminate a via=4 term=1
+     open 5
+     welcome 5 blue
+     open 6
+     welcome 6 red"
 );

@@ -110,6 +110,13 @@ pub trait Runtime: Send + Sync + 'static {
     /// Delivers the newest instructions. When this returns `Ok`, they hold even if the agent dies.
     fn deliver(&self, sandbox_id: &str) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
 
+    /// Labels what has no label as a cluster's. When this returns `Ok`, the label stays.
+    fn adopt(
+        &self,
+        sandbox_id: &str,
+        cluster_id: &str,
+    ) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
+
     /// What is to be told when a leader has acknowledged a heartbeat; `None`: nothing here is kept under a lease.
     fn lease(&self) -> Option<Arc<LeaseKeeper>>;
 

@@ -90,6 +90,11 @@ impl Runtime for Simulated {
         Ok(())
     }
 
+    /// Nothing that it "runs" was there before it.
+    async fn adopt(&self, _sandbox_id: &str, _cluster_id: &str) -> Result<(), RuntimeFault> {
+        Ok(())
+    }
+
     /// What only seems to run needs no guard.
     fn lease(&self) -> Option<Arc<LeaseKeeper>> {
         None

@@ -155,6 +155,7 @@ impl Session {
             cluster_id: cluster_id.to_owned(),
             node: node.to_owned(),
             connection_id: format!("{}-test", self.hello.agent_id),
+            ..v1::Welcome::default()
         };
         self.say(0, 0, Down::Welcome(welcome)).await;
     }

@@ -3,6 +3,7 @@
 use sandkeeper_proto::v1;
 
 use super::unary;
+use crate::backup::BackupStream;
 use crate::client::{Client, Kind};
 use crate::error::ClientError;
 
@@ -48,6 +49,24 @@ impl Client {
     /// Has the node that answers make a snapshot.
     pub async fn trigger_snapshot(&self) -> Result<v1::TriggerSnapshotResponse, ClientError> {
         unary!(self, cluster, trigger_snapshot, Kind::ONCE, v1::TriggerSnapshotRequest {})
+    }
+
+    /// Everything that was acknowledged before, as a file. The deadline is for the beginning of the stream, before which
+    /// the node makes a snapshot.
+    pub async fn backup(&self) -> Result<BackupStream, ClientError> {
+        let (server, stream) = self
+            .call_at(Kind::STREAM, v1::BackupRequest {}, |channel, request| async move {
+                super::cluster(channel).backup(request).await
+            })
+            .await?;
+        let server = self.server(server).address.clone();
+        BackupStream::open(server, stream).await
+    }
+
+    /// Says that a restored state holds: what agents run and it does not know is ended, and what it knows is started and
+    /// recovered again.
+    pub async fn confirm_restore(&self) -> Result<v1::ConfirmRestoreResponse, ClientError> {
+        unary!(self, cluster, confirm_restore, Kind::SHORT, v1::ConfirmRestoreRequest {})
     }
 
     /// Compares the digests of all members at one revision.

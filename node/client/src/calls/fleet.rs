@@ -55,4 +55,30 @@ impl Client {
         with_request_id(&mut request.request_id);
         unary!(self, fleet, remove_agent, Kind::SHORT, request)
     }
+
+    /// What agents run and the state does not know: of one agent, or of all, if `agent_id` is empty.
+    pub async fn list_unknown(
+        &self,
+        agent_id: impl Into<String>,
+    ) -> Result<v1::ListUnknownResponse, ClientError> {
+        let request = v1::ListUnknownRequest { agent_id: agent_id.into() };
+        unary!(self, fleet, list_unknown, Kind::SHORT, request)
+    }
+
+    /// Takes sandboxes that bear no label into the state, as they run.
+    pub async fn adopt_sandboxes(
+        &self,
+        request: v1::AdoptSandboxesRequest,
+    ) -> Result<v1::AdoptSandboxesResponse, ClientError> {
+        unary!(self, fleet, adopt_sandboxes, Kind::SHORT, request)
+    }
+
+    /// Says that the agents of another cluster are this one's (empty: of the one that it was restored from).
+    pub async fn rehome_agents(
+        &self,
+        from_cluster_id: impl Into<String>,
+    ) -> Result<v1::RehomeAgentsResponse, ClientError> {
+        let request = v1::RehomeAgentsRequest { from_cluster_id: from_cluster_id.into() };
+        unary!(self, fleet, rehome_agents, Kind::SHORT, request)
+    }
 }

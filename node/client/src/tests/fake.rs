@@ -225,4 +225,16 @@ impl ClusterService for Service {
     async fn verify(&self, _: Request<v1::VerifyRequest>) -> Answered<v1::VerifyResponse> {
         unused()
     }
+
+    type BackupStream = tonic::Streaming<v1::BackupResponse>;
+
+    async fn backup(&self, _: Request<v1::BackupRequest>) -> Answered<Self::BackupStream> {
+        unused()
+    }
+    async fn confirm_restore(
+        &self,
+        _: Request<v1::ConfirmRestoreRequest>,
+    ) -> Answered<v1::ConfirmRestoreResponse> {
+        unused()
+    }
 }

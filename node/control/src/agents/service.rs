@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
 use sandkeeper_proto::v1::{self, agent_service_server::AgentService};
+use sandkeeper_statemachine::Cluster;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
+use uuid::Uuid;
 
-use super::session::{self, goodbye};
+use super::session::{self, goodbye, not_yet};
 use super::{Dirty, NotEntered, OUTBOX, Session, Sessions, wire};
 use crate::clock::Clocks;
 use crate::commands::Commands;
@@ -56,6 +58,39 @@ pub struct AgentGate {
     pub tasks: TaskTracker,
 }
 
+/// Whose an agent is that says hello.
+enum Belonging {
+    Ours,
+    /// Of a cluster whose agents this one takes over.
+    Moves,
+    /// Of the cluster that this one was restored from: no operator has said yet that it is to move. Why it has to wait.
+    Waits(String),
+    /// Of another one. What is to be done.
+    Elsewhere(String),
+}
+
+/// `theirs`: the cluster of the agent; empty: none yet.
+fn belonging(cluster: &Cluster, theirs: &str) -> Belonging {
+    let is = |id: Option<Uuid>| id.is_some_and(|id| id.to_string() == theirs);
+    if theirs.is_empty() || is(Some(cluster.id)) {
+        Belonging::Ours
+    } else if is(cluster.predecessor) {
+        Belonging::Moves
+    } else if is(cluster.restored.map(|restored| restored.from)) {
+        Belonging::Waits(format!(
+            "this agent belongs to cluster {theirs}, of which cluster {} is a restored backup: if it is to move, say so \
+             with `sandkeeper agents rehome`",
+            cluster.id
+        ))
+    } else {
+        Belonging::Elsewhere(format!(
+            "this agent belongs to cluster {theirs}, and this is cluster {}: point it at its own control nodes, give it a \
+             new data directory, or let it move with `sandkeeper agents rehome --from {theirs}`",
+            cluster.id
+        ))
+    }
+}
+
 type Outbound = BoxStream<'static, Result<v1::ServerMessage, Status>>;
 
 #[tonic::async_trait]
@@ -82,28 +117,33 @@ impl AgentService for AgentGate {
         else {
             return Err(Status::unavailable("the cluster has not been created yet: try again"));
         };
-        let cluster_id = view.state.cluster().map(|cluster| cluster.id.to_string()).unwrap_or_default();
+        let Some(cluster) = view.state.cluster() else {
+            return Err(Status::unavailable("the cluster has not been created yet: try again"));
+        };
         let (outbox, receiver) = mpsc::channel(OUTBOX);
         let outbound = ReceiverStream::new(receiver).boxed();
-        if !hello.cluster_id.is_empty() && hello.cluster_id != cluster_id {
-            let reason = format!(
-                "this agent belongs to cluster {}, and this is cluster {cluster_id}: point it at its own control \
-                 nodes, or give it a new data directory",
-                hello.cluster_id
-            );
-            // The channel is new and has room.
-            let _ = outbox.try_send(Ok(goodbye(&reason, true)));
-            return Ok(Response::new(outbound));
-        }
         let connection_id = format!("{}-{}", spec.agent_id, peer.replace(['.', ':'], "-"));
-        let welcome =
-            v1::Welcome { cluster_id, node: self.node.clone(), connection_id: connection_id.clone() };
-        let welcome = v1::ServerMessage {
-            body: Some(v1::server_message::Body::Welcome(welcome)),
-            ..v1::ServerMessage::default()
+        let welcome = v1::Welcome {
+            cluster_id: cluster.id.to_string(),
+            node: self.node.clone(),
+            connection_id: connection_id.clone(),
+            predecessor_id: String::new(),
+        };
+        let (answer, stays) = match belonging(&cluster, &hello.cluster_id) {
+            Belonging::Ours => (wire::welcome(welcome), true),
+            // It changes over, and comes back as one of ours.
+            Belonging::Moves => {
+                let predecessor_id = hello.cluster_id.clone();
+                (wire::welcome(v1::Welcome { predecessor_id, ..welcome }), false)
+            }
+            Belonging::Waits(reason) => (not_yet(&reason), false),
+            Belonging::Elsewhere(reason) => (goodbye(&reason, true), false),
         };
         // The channel is new and has room.
-        let _ = outbox.try_send(Ok(welcome));
+        let _ = outbox.try_send(Ok(answer));
+        if !stays {
+            return Ok(Response::new(outbound));
+        }
         info!(agent = %spec.agent_id, incarnation = %spec.incarnation, %peer, "a session begins");
         let session = Arc::new(Session {
             spec,

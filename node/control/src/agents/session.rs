@@ -19,6 +19,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// When an agent may come back after its session was ended for no fault of its own.
 const RETRY_AFTER_MILLIS: u32 = 500;
 
+/// When an agent may come back that waits for an operator: soon enough for him, and no flood in the logs.
+const NOT_YET_MILLIS: u32 = 5_000;
+
 /// Runs a session until its agent goes, a newer one takes its place, or the node stops.
 pub(super) async fn run(session: Arc<Session>, mut inbound: Streaming<v1::AgentMessage>, gate: AgentGate) {
     let mut leads = gate.leads.clone();
@@ -145,6 +148,15 @@ fn hear(message: v1::AgentMessage, session: &Session, worker: Option<&mut Worker
 }
 
 pub(super) fn goodbye(reason: &str, fatal: bool) -> v1::ServerMessage {
-    let goodbye = v1::Goodbye { reason: reason.to_owned(), retry_after_millis: RETRY_AFTER_MILLIS, fatal };
+    farewell(reason, RETRY_AFTER_MILLIS, fatal)
+}
+
+/// To an agent that may be welcome later, when an operator has said so.
+pub(super) fn not_yet(reason: &str) -> v1::ServerMessage {
+    farewell(reason, NOT_YET_MILLIS, false)
+}
+
+fn farewell(reason: &str, retry_after_millis: u32, fatal: bool) -> v1::ServerMessage {
+    let goodbye = v1::Goodbye { reason: reason.to_owned(), retry_after_millis, fatal };
     v1::ServerMessage { body: Some(server_message::Body::Goodbye(goodbye)), ..v1::ServerMessage::default() }
 }

@@ -2,12 +2,13 @@
 
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::{
-    AgentSpec, Capacity, Generation, Incarnation, InvalidName, Label, Sandbox, SandboxId,
+    Adoptable, AgentSpec, Capacity, Generation, Incarnation, InvalidName, Label, Labels, Mode, Origin,
+    RequestId, Resources, Sandbox, SandboxId, SandboxName, SandboxSpec,
 };
 use uuid::Uuid;
 
 use crate::api::convert::resources;
-use crate::applier::Actual;
+use crate::applier::{Actual, Heard, Stranger};
 
 /// What a hello says of an agent.
 pub(crate) fn agent_spec(hello: &v1::Hello) -> Result<AgentSpec, String> {
@@ -41,6 +42,11 @@ fn named<T>(field: &str, parsed: Result<T, InvalidName>) -> Result<T, String> {
 
 pub(crate) fn incarnation(incarnation: Incarnation) -> v1::Incarnation {
     v1::Incarnation { ledger_id: incarnation.ledger.to_string(), start: incarnation.start }
+}
+
+pub(crate) fn welcome(welcome: v1::Welcome) -> v1::ServerMessage {
+    let body = Some(v1::server_message::Body::Welcome(welcome));
+    v1::ServerMessage { body, ..v1::ServerMessage::default() }
 }
 
 /// The command to create a generation of a sandbox. `remaining`: of its time, nanoseconds; None: no end.
@@ -77,9 +83,51 @@ pub(crate) fn lease(sandbox: &Sandbox) -> Option<v1::Lease> {
     })
 }
 
-/// What a report says; `None` inside: that it is not there. `Err`: it is not a report that an agent of ours makes.
-pub(crate) fn actual(report: &v1::SandboxReport) -> Result<(SandboxId, Option<Actual>), String> {
-    let id = report.sandbox_id.parse().map_err(|error| format!("report.sandbox_id: {error}"))?;
+/// What a report says. `Err`: it is not a report that an agent of ours makes.
+pub(crate) fn heard(report: &v1::SandboxReport) -> Result<(SandboxId, Heard), String> {
+    let id: SandboxId = named("report.sandbox_id", report.sandbox_id.parse())?;
+    let origin = match report.origin() {
+        v1::SandboxOrigin::Unspecified | v1::SandboxOrigin::Ours => {
+            return Ok((id, Heard::Ours(actual(report)?)));
+        }
+        v1::SandboxOrigin::Unlabelled => Origin::Unlabelled,
+        v1::SandboxOrigin::Other => Origin::Other,
+    };
+    let adoptable = match (&report.spec, origin) {
+        (Some(spec), Origin::Unlabelled) => Some(Box::new(adoptable(spec)?)),
+        _ => None,
+    };
+    Ok((id, Heard::Stranger(Stranger { generation: report.generation, origin, adoptable })))
+}
+
+/// How an unlabelled sandbox was started. Whether that is within our limits is decided when it is adopted.
+fn adoptable(create: &v1::CreateCommand) -> Result<Adoptable, String> {
+    let port = |port: &i32| u16::try_from(*port).map_err(|_| format!("report.spec: {port} is not a port"));
+    let resources = create.resources.unwrap_or_default();
+    let amount = |value: Option<i64>| u64::try_from(value.unwrap_or(0)).unwrap_or(0);
+    let spec = SandboxSpec {
+        // What it is called is decided when it is adopted.
+        name: SandboxName { namespace: Label::default_name(), name: Label::default_name() },
+        image: create.image.clone(),
+        command: create.command.clone(),
+        args: create.args.clone(),
+        envs: create.envs.clone(),
+        working_dir: create.working_dir.clone(),
+        ports: create.exposed_ports.iter().map(port).collect::<Result<_, _>>()?,
+        resources: Resources {
+            cpu_millis: amount(resources.cpu_millis),
+            memory_bytes: amount(resources.memory_bytes),
+        },
+        pool: Label::default_name(),
+        agent_selector: Labels::new(),
+        mode: Mode::Fast,
+        request_id: RequestId::Uuid(Uuid::nil()),
+    };
+    Ok(Adoptable { spec, labels: create.labels.clone() })
+}
+
+/// `None`: that it is not there.
+fn actual(report: &v1::SandboxReport) -> Result<Option<Actual>, String> {
     let reason = || report.reason.clone();
     let actual = match report.state() {
         v1::SandboxState::Creating => Some(Actual::Creating),
@@ -96,5 +144,5 @@ pub(crate) fn actual(report: &v1::SandboxReport) -> Result<(SandboxId, Option<Ac
         v1::SandboxState::Absent => None,
         v1::SandboxState::Unspecified => return Err("report.state is not set".into()),
     };
-    Ok((id, actual))
+    Ok(actual)
 }

@@ -34,7 +34,7 @@ impl Api {
     }
 
     /// Waits until a snapshot contains everything that is applied now.
-    async fn snapshot(&self, deadline: Instant) -> Result<u64, Status> {
+    pub(super) async fn snapshot(&self, deadline: Instant) -> Result<u64, Status> {
         let raft = &self.parts().raft;
         let wanted = raft.status().applied.map(|id| id.index());
         raft.trigger_snapshot().await.map_err(|error| membership(&error))?;
@@ -95,12 +95,29 @@ fn differ(nodes: &[v1::verify_response::Node]) -> bool {
 
 #[tonic::async_trait]
 impl ClusterService for Api {
+    type BackupStream = super::backup::BackupStream;
+
+    async fn backup(&self, request: Request<v1::BackupRequest>) -> Answer<Self::BackupStream> {
+        let call = Call::of(&request, ADMIN_DEADLINE)?;
+        self.stream_backup(call).await.map(Response::new)
+    }
+
+    async fn confirm_restore(
+        &self,
+        request: Request<v1::ConfirmRestoreRequest>,
+    ) -> Answer<v1::ConfirmRestoreResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        self.confirm(call).await.map(Response::new)
+    }
+
     async fn get_status(&self, _request: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
         let parts = self.parts();
         let status = parts.raft.status();
         let leader = status.members.iter().find(|member| Some(member.node_id) == status.leader);
         let index = |id: Option<crate::raft::types::LogId>| id.map_or(0, |id| id.index());
-        let version = parts.raft.replica().state().cluster().map_or(0, |cluster| cluster.version.into());
+        let cluster = parts.raft.replica().state().cluster();
+        let version = cluster.map_or(0, |cluster| cluster.version.into());
+        let predecessor = cluster.and_then(|cluster| cluster.predecessor);
         Ok(Response::new(v1::GetStatusResponse {
             header: Some(self.header_at(status.digests.revision, false)),
             cluster_id: status.cluster_id.clone().unwrap_or_default(),
@@ -121,6 +138,8 @@ impl ClusterService for Api {
             members: status.members.iter().map(|member| convert::member(member, &status)).collect(),
             agents_connected: parts.sessions.count() as u64,
             uptime_seconds: self.inner.started.elapsed().as_secs(),
+            restored: cluster.and_then(|cluster| cluster.restored).map(convert::restored),
+            predecessor_id: predecessor.map(|id| id.to_string()).unwrap_or_default(),
         }))
     }
 

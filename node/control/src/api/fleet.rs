@@ -31,9 +31,7 @@ impl Api {
                 let text = "the request was carried out before, and its agent has been removed since";
                 Err(rejected(&Rejection::FailedPrecondition(text.to_owned())))
             }
-            Outcome::Sandbox { .. } | Outcome::Gone { .. } | Outcome::Done => {
-                Err(fault("a command about an agent had the outcome of another"))
-            }
+            _ => Err(fault("a command about an agent had the outcome of another")),
         }
     }
 }
@@ -106,13 +104,35 @@ impl FleetService for Api {
                 Outcome::AgentRemoved { released } => break released,
                 // What it holds is more than one entry takes: a part is released, and the same command goes on.
                 Outcome::Agent(_) => {}
-                Outcome::Sandbox { .. } | Outcome::Gone { .. } | Outcome::Done => {
-                    return Err(fault("the removal of an agent had the outcome of another command"));
-                }
+                _ => return Err(fault("the removal of an agent had the outcome of another command")),
             }
         };
         // The outcome names no revision, and this replica may not have applied the removal yet.
         let read = self.read(None, call.deadline).await?;
         Ok(Response::new(v1::RemoveAgentResponse { header: Some(self.header(&read)), released }))
+    }
+
+    async fn list_unknown(
+        &self,
+        request: Request<v1::ListUnknownRequest>,
+    ) -> Answer<v1::ListUnknownResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        self.tell_unknown(request.into_inner(), call).await.map(Response::new)
+    }
+
+    async fn adopt_sandboxes(
+        &self,
+        request: Request<v1::AdoptSandboxesRequest>,
+    ) -> Answer<v1::AdoptSandboxesResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        self.adopt(request.into_inner(), call).await.map(Response::new)
+    }
+
+    async fn rehome_agents(
+        &self,
+        request: Request<v1::RehomeAgentsRequest>,
+    ) -> Answer<v1::RehomeAgentsResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        self.rehome(request.into_inner(), call).await.map(Response::new)
     }
 }

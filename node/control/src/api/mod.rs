@@ -13,6 +13,7 @@
 //! Architecture invariants: nothing here changes the state but through [`Commands`]. Every wait has a deadline and ends
 //! at shutdown. No request holds the node up: what is slow is cut off, what is long is cut into pieces.
 
+mod backup;
 mod call;
 mod cluster;
 pub mod convert;
@@ -30,6 +31,7 @@ pub mod status;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod unknown;
 mod wait;
 mod watch;
 
@@ -208,11 +210,16 @@ fn kind_of(command: &Command) -> &'static str {
         Command::CordonAgent { .. } => "cordon_agent",
         Command::UncordonAgent(_) => "uncordon_agent",
         Command::RemoveAgent { .. } => "remove_agent",
+        Command::ConfirmRestore => "confirm_restore",
+        Command::RehomeAgents { .. } => "rehome_agents",
+        Command::ListUnknown { .. } => "list_unknown",
+        Command::AdoptSandboxes { .. } => "adopt_sandboxes",
         Command::CreateCluster { .. }
         | Command::RegisterAgent(_)
         | Command::LoseAgent { .. }
         | Command::RecoverSandbox { .. }
         | Command::Report(_)
+        | Command::RestoreCluster { .. }
         | Command::Housekeeping => "internal",
     }
 }

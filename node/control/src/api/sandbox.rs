@@ -44,9 +44,7 @@ impl Api {
                 let sandbox = convert::gone_named(&id, &name, created);
                 Ok(Written { sandbox, at: revision, revision, duplicate })
             }
-            Outcome::Agent(_) | Outcome::AgentRemoved { .. } | Outcome::Done => {
-                Err(fault("a command about a sandbox had the outcome of another"))
-            }
+            _ => Err(fault("a command about a sandbox had the outcome of another")),
         }
     }
 

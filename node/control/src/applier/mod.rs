@@ -16,6 +16,6 @@ mod silence;
 mod tests;
 mod worker;
 
-pub(crate) use reconcile::Actual;
+pub(crate) use reconcile::{Actual, Heard, Stranger};
 pub use reconcile::{AgentView, Sent, SentKind, Step, reconcile};
 pub(crate) use worker::{Verdict, Worker};

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use sandkeeper_statemachine::{
-    AgentId, Generation, Phase, ReportedState, Revision, Sandbox, SandboxId, State,
+    Adoptable, AgentId, Generation, Origin, Phase, ReportedState, Revision, Sandbox, SandboxId, State,
 };
 
 /// What an agent says of one generation that it has.
@@ -41,6 +41,26 @@ pub enum Actual {
     },
 }
 
+/// A sandbox of an agent that does not bear our label.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its generation.
+    pub generation: Generation,
+    /// Whose label it bears.
+    pub origin: Origin,
+    /// What it is, if it may be adopted.
+    pub adoptable: Option<Box<Adoptable>>,
+}
+
+/// What an agent says of one sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// Of one that is ours; None: it is not there.
+    Ours(Option<Actual>),
+    /// Of another.
+    Stranger(Stranger),
+}
+
 /// The last command that was sent about a sandbox, in this session and term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
@@ -61,6 +81,8 @@ pub enum SentKind {
     Create,
     /// Terminate.
     Terminate,
+    /// Adopt.
+    Adopt,
 }
 
 /// What the leader knows of one agent in this session and term: a whole inventory, and all reports since.
@@ -68,6 +90,8 @@ pub enum SentKind {
 pub struct AgentView {
     /// What it has. One generation of a sandbox at a time: an agent stops the old one before it starts the new.
     pub actual: BTreeMap<SandboxId, (Generation, Actual)>,
+    /// What it has that does not bear our label.
+    pub strangers: BTreeMap<SandboxId, Stranger>,
     /// The last command that the agent had processed when it last spoke.
     pub processed: u64,
     /// The newest command about each sandbox that is not settled yet.
@@ -77,7 +101,16 @@ pub struct AgentView {
 impl AgentView {
     /// Notes what the agent says of one generation; None: that it is not there. What it says of an older generation
     /// than the one that it is known to have says nothing of that one.
-    pub fn note(&mut self, id: &SandboxId, generation: Generation, actual: Option<Actual>) {
+    pub fn note(&mut self, id: &SandboxId, generation: Generation, heard: Heard) {
+        let actual = match heard {
+            Heard::Stranger(stranger) => {
+                self.actual.remove(id);
+                self.strangers.insert(id.clone(), stranger);
+                return;
+            }
+            Heard::Ours(actual) => actual,
+        };
+        self.strangers.remove(id);
         let known = self.actual.get(id).map(|(generation, _)| *generation);
         match actual {
             Some(actual) if known.is_none_or(|known| known <= generation) => {
@@ -107,6 +140,8 @@ pub enum Step {
     Report(Generation, ReportedState),
     /// The agent has something that the state does not know: terminate it, once it has been so for the grace period.
     Orphan(Generation),
+    /// Tell the agent to label it as ours: it was adopted.
+    Adopt(Generation),
 }
 
 /// What has to be done about one sandbox on one agent.
@@ -115,6 +150,15 @@ pub fn reconcile(state: &State, agent: &AgentId, view: &AgentView, id: &SandboxI
     let actual = view.actual.get(id);
     let held = held_by(sandbox, agent);
     let mut steps = Vec::new();
+    if let Some(stranger) = view.strangers.get(id)
+        && stranger.origin == Origin::Unlabelled
+        && held.contains(&stranger.generation)
+    {
+        // Nothing else is told of it before it is ours.
+        let generation = stranger.generation;
+        let due = once(view, id, generation, SentKind::Adopt);
+        return due.then_some(Step::Adopt(generation)).into_iter().collect();
+    }
     if let (Some(sandbox), Some(newest)) = (sandbox, held.last()) {
         // Older generations first: a new one is not created while an old one may be there.
         for generation in &held {
@@ -123,11 +167,16 @@ pub fn reconcile(state: &State, agent: &AgentId, view: &AgentView, id: &SandboxI
                 there == generation || (there > generation && *actual == Actual::Stopping)
             };
             let here = actual.filter(speaks_of).map(|(_, actual)| actual);
-            steps.extend(reconcile_held(sandbox, *generation, generation == newest, here, view));
+            let newest_here = generation == newest;
+            // What comes from a backup may run elsewhere: it is started when an operator has confirmed the restore.
+            let startable = newest_here && !sandbox.holds_older_generation() && !state.is_held_back(sandbox);
+            steps.extend(reconcile_held(sandbox, *generation, startable, here, view));
         }
     }
     if let Some((generation, actual)) = actual
         && !held.contains(generation)
+        // A backup may be older than what runs: nothing of it is ended before the restore is confirmed.
+        && state.unconfirmed_restore().is_none()
     {
         steps.extend(reconcile_unheld(sandbox, agent, *generation, actual, view));
     }
@@ -146,7 +195,7 @@ fn held_by(sandbox: Option<&Sandbox>, agent: &AgentId) -> Vec<Generation> {
 fn reconcile_held(
     sandbox: &Sandbox,
     generation: Generation,
-    newest_here: bool,
+    startable: bool,
     actual: Option<&Actual>,
     view: &AgentView,
 ) -> Option<Step> {
@@ -159,8 +208,11 @@ fn reconcile_held(
         Some(Actual::Stopping) => None,
         _ if !wanted => terminate_once(view, &sandbox.id, generation),
         None if status.phase == Phase::Allocated => {
-            let clear = newest_here && !sandbox.holds_older_generation();
-            if clear { create_once(view, &sandbox.id, generation) } else { None }
+            if startable {
+                create_once(view, &sandbox.id, generation)
+            } else {
+                None
+            }
         }
         None if absent => Some(Step::Report(generation, ReportedState::Absent)),
         None | Some(Actual::Creating) => None,

@@ -1,6 +1,7 @@
 //! What is to be done in each pairing of what the state says and what the agent has.
 
 mod recovery;
+mod strangers;
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use sandkeeper_statemachine::{
 };
 use uuid::Uuid;
 
-use super::reconcile::{Actual, AgentView, Sent, SentKind, Step, reconcile};
+use super::reconcile::{Actual, AgentView, Heard, Sent, SentKind, Step, reconcile};
 
 struct Plain;
 
@@ -249,11 +250,11 @@ fn the_absence_of_an_older_generation_says_nothing_of_the_newer() {
     world.decide(Command::ResetSandbox(target));
     world.report(1, ReportedState::Absent);
     world.report(2, ReportedState::Running { endpoints: Vec::new(), lease_revision: 0 });
-    world.view.note(&id, 2, Some(runs()));
-    world.view.note(&id, 1, None);
+    world.view.note(&id, 2, Heard::Ours(Some(runs())));
+    world.view.note(&id, 1, Heard::Ours(None));
     assert_eq!(world.steps(), [], "generation 2 runs on");
-    world.view.note(&id, 1, Some(Actual::Stopping));
+    world.view.note(&id, 1, Heard::Ours(Some(Actual::Stopping)));
     assert_eq!(world.steps(), []);
-    world.view.note(&id, 2, None);
+    world.view.note(&id, 2, Heard::Ours(None));
     assert_eq!(world.steps(), [Step::Report(2, ReportedState::Absent)]);
 }

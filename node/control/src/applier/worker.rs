@@ -1,6 +1,8 @@
 //! One agent, one session, one term of this leader: what is known of the agent, and what is under way.
 
 mod heartbeat;
+mod sending;
+mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -8,29 +10,22 @@ use std::time::Duration;
 
 use sandkeeper_proto::v1::{self, server_message::Body};
 use sandkeeper_statemachine::{
-    Actor, Agent, AgentStatus, Command, Generation, Rejection, Report, ReportedState, Request, Sandbox,
-    SandboxId, State, Term, Timestamp,
+    Actor, Agent, AgentStatus, Command, Rejection, ReportedState, Request, Sandbox, SandboxId, State, Term,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use self::sending::{MAX_REPORTS, REPORT_DEADLINE, Told};
+use self::unknown::Unknown;
 use super::reconcile::{Actual, AgentView, Sent, SentKind, Step, reconcile};
 use crate::agents::{AgentGate, Marked, Session, wire};
 use crate::clock::LeaderClock;
 use crate::commands::{Commands, SubmitError};
-use crate::metrics::{CallLabels, Metrics};
+use crate::decider::LeaderKnowledge;
+use crate::metrics::Metrics;
 use crate::raft::LeaderTerm;
-
-/// A command that an agent has not answered after this time is sent again; the wait doubles up to [`MAX_RETRY`].
-const RETRY: Duration = Duration::from_secs(2);
-/// The longest wait before a command is sent again.
-const MAX_RETRY: Duration = Duration::from_secs(30);
-/// How long a report may wait for the decider; the next look makes it again.
-const REPORT_DEADLINE: Duration = Duration::from_secs(10);
-/// Reports of one agent on their way to the decider at once.
-const MAX_REPORTS: usize = 512;
 
 /// What a worker has found out about its agent.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +63,8 @@ pub(crate) struct Worker {
     sent_at: BTreeMap<SandboxId, (Instant, Duration)>,
     told: BTreeMap<SandboxId, Told>,
     orphans: BTreeMap<SandboxId, Instant>,
+    knowledge: LeaderKnowledge,
+    unknown: Unknown,
     reporting: BTreeSet<SandboxId>,
     /// Looked at again when the outbox has room.
     wants_room: BTreeSet<SandboxId>,
@@ -84,23 +81,6 @@ pub(crate) struct Worker {
     /// A quorum is being asked about a heartbeat.
     confirming: bool,
     tasks: JoinSet<Finished>,
-}
-
-/// It is not agreed yet what time it is, and by a wrong clock a sandbox would be ended early.
-struct NotAgreed;
-
-/// What the agent was last told of a sandbox that may change while it runs.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Told {
-    generation: Generation,
-    expire_time: Option<Timestamp>,
-    lease: Option<v1::Lease>,
-}
-
-impl Told {
-    fn of(sandbox: &Sandbox, generation: Generation) -> Self {
-        Self { generation, expire_time: sandbox.status.expire_time, lease: wire::lease(sandbox) }
-    }
 }
 
 impl Worker {
@@ -120,6 +100,8 @@ impl Worker {
             sent_at: BTreeMap::new(),
             told: BTreeMap::new(),
             orphans: BTreeMap::new(),
+            knowledge: gate.knowledge.clone(),
+            unknown: Unknown::default(),
             reporting: BTreeSet::new(),
             wants_room: BTreeSet::new(),
             wants_report: BTreeSet::new(),
@@ -301,6 +283,7 @@ impl Worker {
         let agent = &self.session.spec.agent_id;
         let mut ids: BTreeSet<_> = state.held_by(agent).map(|(sandbox, _)| sandbox.id.clone()).collect();
         ids.extend(view.actual.keys().cloned());
+        ids.extend(view.strangers.keys().cloned());
         ids.extend(view.sent.keys().cloned());
         ids.extend(self.told.keys().cloned());
         self.reconcile(state, ids);
@@ -321,7 +304,9 @@ impl Worker {
             for step in steps {
                 self.take_step(state, &id, step);
             }
+            self.note_unknown(state, &id);
         }
+        self.tell_unknown();
     }
 
     fn take_step(&mut self, state: &State, id: &SandboxId, step: Step) {
@@ -343,6 +328,10 @@ impl Worker {
                 let terminate = v1::TerminateCommand { sandbox_id: id.to_string(), generation };
                 self.command(id, generation, SentKind::Terminate, Body::Terminate(terminate));
             }
+            Step::Adopt(generation) => {
+                let adopt = v1::AdoptCommand { sandbox_id: id.to_string(), generation };
+                self.command(id, generation, SentKind::Adopt, Body::Adopt(adopt));
+            }
             Step::Report(generation, reported) => self.report(id, generation, reported),
             Step::Orphan(generation) => {
                 let since = *self.orphans.entry(id.clone()).or_insert_with(Instant::now);
@@ -361,7 +350,7 @@ impl Worker {
         let held = |sandbox: &&Sandbox| sandbox.status.held.iter().any(|held| held.agent == *agent);
         let held = state.sandbox(id).filter(held);
         // A create that was carried out has nothing left to be repeated.
-        let done = |sent: &Sent| sent.what == SentKind::Create && sent.sequence <= view.processed;
+        let done = |sent: &Sent| sent.what != SentKind::Terminate && sent.sequence <= view.processed;
         if view.actual.contains_key(id) && view.sent.get(id).is_some_and(done) {
             view.sent.remove(id);
             self.sent_at.remove(id);
@@ -383,85 +372,6 @@ impl Worker {
         }
     }
 
-    /// Tells what has changed since the agent was told last.
-    fn tell(&mut self, sandbox: &Sandbox, generation: Generation) {
-        let (id, told) = (&sandbox.id, Told::of(sandbox, generation));
-        if self.told.get(id) == Some(&told) {
-            return;
-        }
-        let Ok(expires_in_nanos) = self.remaining(sandbox) else {
-            self.undecided.insert(id.clone());
-            return;
-        };
-        let sandbox_id = id.to_string();
-        let update = v1::UpdateCommand { sandbox_id, generation, expires_in_nanos, lease: told.lease };
-        if self.send(Body::Update(update)).is_some() {
-            self.told.insert(id.clone(), told);
-        } else {
-            self.wants_room.insert(id.clone());
-        }
-    }
-
-    fn report(&mut self, id: &SandboxId, generation: Generation, state: ReportedState) {
-        if self.tasks.len() >= MAX_REPORTS {
-            self.wants_report.insert(id.clone());
-            return;
-        }
-        if !self.reporting.insert(id.clone()) {
-            return; // one is on its way; the next look makes the next
-        }
-        let agent = self.session.spec.agent_id.clone();
-        let incarnation = self.session.spec.incarnation;
-        let report = Report { agent: agent.clone(), incarnation, sandbox_id: id.clone(), generation, state };
-        let request = Request { actor: Actor::Agent(agent), id: None, command: Command::Report(report) };
-        let (commands, term, id) = (self.commands.clone(), self.term, id.clone());
-        let deadline = Instant::now() + REPORT_DEADLINE;
-        self.tasks.spawn(async move {
-            let decided = commands.submit_in_term(term, request, deadline).await;
-            if let Err(error) = &decided {
-                debug!(%id, %error, "a report was not decided; the next look makes it again");
-            }
-            Finished::Reported(id, decided.is_ok())
-        });
-    }
-
-    /// Sends a command about a sandbox, and keeps in mind that it was sent.
-    fn command(&mut self, id: &SandboxId, generation: Generation, what: SentKind, body: Body) -> bool {
-        let Some(sequence) = self.send(body) else {
-            self.wants_room.insert(id.clone());
-            return false;
-        };
-        let Some(view) = &mut self.view else { return false };
-        let again = view.sent.get(id).is_some_and(|sent| sent.what == what && sent.generation == generation);
-        let wait = match self.sent_at.get(id) {
-            Some((_, wait)) if again => (*wait * 2).min(MAX_RETRY),
-            _ => RETRY,
-        };
-        view.sent.insert(id.clone(), Sent { sequence, generation, what, overdue: false });
-        self.sent_at.insert(id.clone(), (Instant::now(), wait));
-        true
-    }
-
-    /// Sends a command; None if the outbox is full or the session at its end.
-    fn send(&mut self, body: Body) -> Option<u64> {
-        let call = match &body {
-            Body::Create(_) => "create",
-            Body::Terminate(_) => "terminate",
-            Body::Update(_) => "update",
-            _ => "inventory",
-        };
-        let message = v1::ServerMessage {
-            term: self.term,
-            sequence: self.sequence + 1,
-            incarnation: Some(wire::incarnation(self.session.spec.incarnation)),
-            body: Some(body),
-        };
-        self.session.outbox.try_send(Ok(message)).ok()?;
-        self.sequence += 1;
-        self.metrics.applier_calls.get_or_create(&CallLabels { call }).inc();
-        Some(self.sequence)
-    }
-
     /// Looks again at what has gone unanswered for too long, and at orphans.
     fn retry(&mut self, state: &State) {
         let now = Instant::now();
@@ -478,22 +388,13 @@ impl Worker {
         again.append(&mut self.undecided);
         self.reconcile(state, again);
     }
-
-    /// What remains of a sandbox's time, nanoseconds, as the leader counts; None: it has no end.
-    fn remaining(&self, sandbox: &Sandbox) -> Result<Option<i64>, NotAgreed> {
-        let Some(time) = sandbox.status.expire_time else { return Ok(None) };
-        if !self.clock.is_agreed() {
-            return Err(NotAgreed);
-        }
-        Ok(Some(time.0.saturating_sub(self.clock.now().0).max(0)))
-    }
 }
 
 /// Notes what a report says of a sandbox; its id, if it makes sense.
 fn note(view: &mut AgentView, report: &v1::SandboxReport) -> Option<SandboxId> {
-    match wire::actual(report) {
-        Ok((id, actual)) => {
-            view.note(&id, report.generation, actual);
+    match wire::heard(report) {
+        Ok((id, heard)) => {
+            view.note(&id, report.generation, heard);
             Some(id)
         }
         Err(error) => {

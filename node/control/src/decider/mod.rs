@@ -36,7 +36,7 @@ use crate::raft::types::{Applied, EntryData};
 use batch::Batch;
 pub use queue::{CommandQueue, Full, MAX_QUEUED_BYTES, MAX_QUEUED_COMMANDS, QueueSender, Queued, queue};
 pub use supervisor::supervise;
-pub use surroundings::{Images, LeaderKnowledge};
+pub use surroundings::{Images, LeaderKnowledge, Teller};
 
 /// Entries on their way at once. Two keep disk and CPU busy at the same time; more help only when the network is far
 /// slower than the disk, and make each failure more expensive.

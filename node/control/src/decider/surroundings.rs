@@ -1,9 +1,10 @@
-//! What only the leader knows: random numbers, and which agents have which image.
+//! What only the leader knows: random numbers, which agents have which image, and what they run that is not in the
+//! state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 
-use sandkeeper_statemachine::{AgentId, Surroundings};
+use sandkeeper_statemachine::{AgentId, Surroundings, UnknownSandbox};
 use uuid::Uuid;
 
 /// Which agents have which image, as their heartbeats say.
@@ -13,9 +14,41 @@ pub type Images = BTreeMap<String, BTreeSet<AgentId>>;
 #[derive(Clone, Debug, Default)]
 pub struct LeaderKnowledge {
     images: Arc<RwLock<Arc<Images>>>,
+    unknown: Arc<RwLock<Unknown>>,
 }
 
+/// What agents run that is not in the state, and who said so.
+#[derive(Debug, Default)]
+struct Unknown {
+    sandboxes: Arc<BTreeMap<AgentId, Arc<[UnknownSandbox]>>>,
+    told_by: BTreeMap<AgentId, Teller>,
+}
+
+/// A worker of the applier: the session and the term in which it listens to its agent.
+pub type Teller = (u64, u64);
+
 impl LeaderKnowledge {
+    /// An agent runs just these that are not in the state.
+    pub fn set_unknown(&self, agent: &AgentId, teller: Teller, sandboxes: Vec<UnknownSandbox>) {
+        let mut unknown = self.unknown.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if sandboxes.is_empty() {
+            Arc::make_mut(&mut unknown.sandboxes).remove(agent);
+            unknown.told_by.remove(agent);
+        } else {
+            Arc::make_mut(&mut unknown.sandboxes).insert(agent.clone(), sandboxes.into());
+            unknown.told_by.insert(agent.clone(), teller);
+        }
+    }
+
+    /// The worker listens no more. What a newer one has said since stays.
+    pub fn forget_unknown(&self, agent: &AgentId, teller: Teller) {
+        let mut unknown = self.unknown.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if unknown.told_by.get(agent) == Some(&teller) {
+            unknown.told_by.remove(agent);
+            Arc::make_mut(&mut unknown.sandboxes).remove(agent);
+        }
+    }
+
     /// An agent has just these images.
     pub fn set_images(&self, agent: &AgentId, images: &[String]) {
         let mut shared = self.images.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -32,12 +65,14 @@ impl LeaderKnowledge {
     /// As it is now, for one batch.
     pub(super) fn surroundings(&self) -> Now {
         let images = self.images.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Now { images: Arc::clone(&images) }
+        let unknown = self.unknown.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Now { images: Arc::clone(&images), unknown: Arc::clone(&unknown.sandboxes) }
     }
 }
 
 pub(super) struct Now {
     images: Arc<Images>,
+    unknown: Arc<BTreeMap<AgentId, Arc<[UnknownSandbox]>>>,
 }
 
 impl Surroundings for Now {
@@ -47,5 +82,9 @@ impl Surroundings for Now {
 
     fn agents_with_image(&self, image: &str) -> Option<&BTreeSet<AgentId>> {
         self.images.get(image)
+    }
+
+    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>> {
+        &self.unknown
     }
 }

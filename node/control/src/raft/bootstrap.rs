@@ -157,13 +157,17 @@ pub async fn announce_addresses(node: &RaftNode) -> Result<(), BootstrapError> {
             return Ok(());
         }
         // The leader does not reach this node where it was, so this node may not know who leads: it asks everybody.
-        for (id, member) in members.iter().filter(|(id, _)| **id != local.node_id) {
-            match join_through(node, *id, &member.peer_address).await {
+        let others = members.iter().filter(|(id, _)| **id != local.node_id);
+        let others = others.map(|(id, member)| (*id, &member.peer_address));
+        // A cluster of this node alone (a restored one begins so) has nobody else to tell.
+        let alone = (members.len() == 1).then_some((local.node_id, &local.member.peer_address));
+        for (id, address) in others.chain(alone) {
+            match join_through(node, id, address).await {
                 Ok(()) => return Ok(()),
                 Err(JoinError::Refused(why)) => return Err(BootstrapError::Refused(why)),
                 Err(JoinError::NotNow(why)) => {
                     progress.say(format!(
-                        "the cluster does not know this node's new address yet: {member}: {why}"
+                        "the cluster does not know this node's new address yet: {address}: {why}"
                     ));
                 }
             }

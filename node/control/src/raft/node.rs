@@ -27,7 +27,7 @@ use crate::config::Config;
 use crate::history::History;
 use crate::storage::identity::NodeIdentity;
 use crate::storage::log::LogStore;
-use crate::storage::snapshot::SnapshotStore;
+use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
 use crate::storage::{StorageError, describe};
 
 mod confirm;
@@ -193,6 +193,11 @@ impl RaftNode {
     /// Who this node is.
     pub fn local(&self) -> &Arc<LocalNode> {
         &self.inner.local
+    }
+
+    /// Its newest snapshot, if it has made or received one.
+    pub fn newest_snapshot(&self) -> Option<SnapshotFile> {
+        self.inner.snapshots.newest().map(|snapshot| snapshot.snapshot)
     }
 
     /// What it has applied.

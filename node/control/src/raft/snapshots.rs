@@ -13,7 +13,7 @@ use tokio::task::spawn_blocking;
 use super::replica::View;
 use super::types::{Snapshot, SnapshotMeta, TypeConfig};
 use crate::history::checkpoints::{Checkpoint, Checkpoints};
-use crate::history::digests_of;
+use crate::history::{Digests, digests_of};
 use crate::storage::describe;
 use crate::storage::snapshot::{MAX_HEADER_BYTES, SnapshotFile, SnapshotStore};
 
@@ -78,12 +78,17 @@ impl SnapshotHeader {
         }
     }
 
+    /// Revision and digests of its state.
+    pub(crate) fn digests(&self) -> Digests {
+        Digests { revision: self.revision, history: self.history_digest, state: self.state_digest }
+    }
+
     fn check(&self, file: &SnapshotFile, state: &State) -> io::Result<()> {
-        let digests = digests_of(state);
-        let same = digests.revision == self.revision
-            && digests.history == self.history_digest
-            && digests.state == self.state_digest;
-        if same { Ok(()) } else { Err(bad(file, "its state is not the one whose digests the header names")) }
+        if digests_of(state) == self.digests() {
+            Ok(())
+        } else {
+            Err(bad(file, "its state is not the one whose digests the header names"))
+        }
     }
 }
 
@@ -134,6 +139,24 @@ fn read_piece(input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok(Some(piece))
+}
+
+/// Writes a snapshot of a view. Blocks.
+///
+/// # Errors
+/// If nothing is applied yet, or the disk refuses.
+pub(crate) fn write(
+    store: &SnapshotStore,
+    view: &View,
+    checkpoints: &Checkpoints,
+) -> io::Result<SnapshotFile> {
+    let applied = view.applied.ok_or_else(|| io::Error::other("nothing is applied yet"))?;
+    let header = SnapshotHeader::of(view, checkpoints);
+    let mut writer = store.create(applied.into(), &header.encode())?;
+    for piece in view.state.snapshot_chunks() {
+        write_piece(&mut writer, &piece)?;
+    }
+    Ok(writer.finish()?)
 }
 
 /// The newest snapshot, and how much was applied since it was made.
@@ -232,19 +255,14 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let applied = self.view.applied.ok_or_else(|| io::Error::other("nothing is applied yet"))?;
-        let header = SnapshotHeader::of(&self.view, &self.checkpoints);
-        let (meta, revision) = (header.meta.clone(), header.revision);
-        let (store, state) = (self.store.clone(), self.view.state.clone());
-        let write = move || -> io::Result<SnapshotFile> {
-            let mut writer = store.create(applied.into(), &header.encode())?;
-            for piece in state.snapshot_chunks() {
-                write_piece(&mut writer, &piece)?;
-            }
-            Ok(writer.finish()?)
-        };
-        let file = spawn_blocking(write).await.map_err(io::Error::other)??;
-        tracing::info!(revision, log_index = applied.index(), bytes = file.length(), "a snapshot was made");
+        let (store, view) = (self.store.clone(), self.view.clone());
+        let checkpoints = self.checkpoints.clone();
+        let written = spawn_blocking(move || write(&store, &view, &checkpoints)).await;
+        let file = written.map_err(io::Error::other)??;
+        let (id, revision) = (file.id(), self.view.revision());
+        tracing::info!(revision, log_index = id.index, bytes = file.length(), "a snapshot was made");
+        let (last_log_id, last_membership) = (self.view.applied, self.view.membership.clone());
+        let meta = SnapshotMeta { last_log_id, last_membership };
         self.state.settle(self.applied_bytes);
         self.state.set_newest(meta.clone(), file.clone());
         Ok(Snapshot { meta, snapshot: file })

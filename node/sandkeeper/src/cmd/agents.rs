@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use sandkeeper_client::v1;
 
+use super::unknown;
 use crate::cli::Context;
 use crate::error::CliError;
 use crate::{human, output};
@@ -52,6 +53,45 @@ enum AgentsCommand {
         #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
         request_id: String,
     },
+    /// List what agents run and the state does not know
+    ///
+    /// Orphans bear this cluster's label and are removed after a grace period. What bears no label ran before
+    /// Sandkeeper knew it: it is left alone, and may be adopted. What bears another cluster's label is left alone.
+    #[command(after_help = "Examples:\n  sandkeeper agents unknown\n  sandkeeper agents unknown agent-1")]
+    Unknown {
+        /// Only this agent [default: all]
+        #[arg(default_value = "", hide_default_value = true)]
+        agent_id: String,
+    },
+    /// Take sandboxes into the state that bear no label, as they run
+    ///
+    /// Each keeps its name as its id; nothing is restarted. Refused: duplicates, what has another label, and what does
+    /// not fit beside what the agent holds. Exit code 1 if one was refused.
+    #[command(
+        after_help = "Examples:\n  sandkeeper agents adopt agent-1 legacy-web\n  sandkeeper agents adopt agent-1 --all -n prod"
+    )]
+    Adopt {
+        /// The agent that runs them
+        agent_id: String,
+        /// Which
+        #[arg(value_name = "SANDBOX", required_unless_present = "all", conflicts_with = "all")]
+        sandbox_ids: Vec<String>,
+        /// All of the agent's that bear no label
+        #[arg(long)]
+        all: bool,
+    },
+    /// Let the agents of another cluster come over, with what they run
+    ///
+    /// After a restore: the agents of the cluster that the backup was made of. Those that reach this cluster's nodes
+    /// change over by themselves, and obey the old cluster no more. Make sure that it is off.
+    #[command(
+        after_help = "Examples:\n  sandkeeper agents rehome\n  sandkeeper agents rehome --from 6f1c9a52-0b1e-4ad5-9d7e-5b3d8a1c2e4f"
+    )]
+    Rehome {
+        /// The cluster whose agents they are [default: the one that this cluster was restored from]
+        #[arg(long, value_name = "CLUSTER_ID", default_value = "", hide_default_value = true)]
+        from: String,
+    },
     /// Take an agent out of the state
     ///
     /// Refused while it holds sandboxes, unless you vouch with --fenced that it and they are off.
@@ -92,6 +132,17 @@ pub async fn run(args: AgentsArgs, context: &Context) -> Result<(), CliError> {
         AgentsCommand::Uncordon { agent_id, request_id } => {
             let answer = client.uncordon_agent(v1::UncordonAgentRequest { request_id, agent_id }).await?;
             output.answer(&answer, |answer| rows(answer.agent.as_slice()))
+        }
+        AgentsCommand::Unknown { agent_id } => unknown::list(agent_id, context).await,
+        AgentsCommand::Adopt { agent_id, sandbox_ids, .. } => {
+            unknown::adopt(agent_id, sandbox_ids, context).await
+        }
+        AgentsCommand::Rehome { from } => {
+            let answer = client.rehome_agents(from).await?;
+            output.answer(&answer, |answer| {
+                let from = &answer.from_cluster_id;
+                format!("The agents of cluster {from} that reach this cluster's nodes come over, with what they run.")
+            })
         }
         AgentsCommand::Remove { agent_id, fenced, request_id } => {
             let removed = format!("{agent_id} is removed");

@@ -1,11 +1,13 @@
 //! `sandkeeper cluster`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use sandkeeper_client::{Client, v1};
 use serde::Serialize;
 
+use super::backup;
 use super::comparison::{Comparison, Digests, Verdict};
 use super::nodes::{self, Answer, ShownAnswer};
 use crate::cli::Context;
@@ -67,6 +69,40 @@ enum ClusterCommand {
     /// Have a control node write a snapshot of its state
     #[command(after_help = "Examples:\n  sandkeeper cluster snapshot --servers 10.0.0.4:7600")]
     Snapshot,
+    /// Write the cluster's whole state into a file
+    ///
+    /// Everything that was acknowledged before, from any control node, while writes go on. The file is verified when it
+    /// is there. The history before it is not in it.
+    #[command(after_help = "Examples:\n  sandkeeper cluster backup sandkeeper-$(date +%F).sk")]
+    Backup {
+        /// The file; it must not be there yet
+        file: PathBuf,
+    },
+    /// Make a new cluster's first data directory from a backup
+    ///
+    /// Asks no cluster, and changes none. The new cluster has an id of its own, so that the old one's nodes and agents
+    /// can't be confused with its own. Until `cluster confirm-restore`, nothing that agents run is ended because the
+    /// backup does not know it, and nothing from the backup is started or recovered.
+    #[command(
+        after_help = "Examples:\n  sandkeeper cluster restore backup.sk --data-dir /var/lib/sandkeeper --name node-1\n  \
+        sandkeeper server --name node-1 --data-dir /var/lib/sandkeeper"
+    )]
+    Restore {
+        /// The file that `cluster backup` wrote
+        file: PathBuf,
+        /// Must be empty, or not there yet
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+        /// Name of the node that will have it [default: the host's name]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Say that a restored state holds
+    ///
+    /// What agents run and it does not know is ended after the grace period; what it knows is started and recovered again.
+    /// Do it when the agents are here (`agents list`) and you have looked at `agents unknown`.
+    #[command(after_help = "Examples:\n  sandkeeper cluster confirm-restore")]
+    ConfirmRestore,
 }
 
 /// Does what the subcommand says.
@@ -99,6 +135,13 @@ pub async fn run(args: ClusterArgs, context: &Context) -> Result<(), CliError> {
             let answer = with_progress("waiting for the snapshot", client.trigger_snapshot()).await?;
             output.answer(&answer, |answer| format!("snapshot up to log index {}", answer.snapshot_index))
         }
+        ClusterCommand::Backup { file } => {
+            backup::back_up(file, context.patient(SNAPSHOT_DEADLINE), output).await
+        }
+        ClusterCommand::Restore { file, data_dir, name } => {
+            backup::restore(file, data_dir, name, output).await
+        }
+        ClusterCommand::ConfirmRestore => backup::confirm(context).await,
     }
 }
 
@@ -112,7 +155,10 @@ async fn status(context: &Context) -> Result<(), CliError> {
     let nodes = nodes::all(context).await?;
     let answers = nodes::ask(&nodes, |client: Client| async move { client.status().await }).await;
     if context.output.is_table() {
-        return output::text(&status_rows(&answers));
+        let mut text = status_rows(&answers);
+        let known = answers.iter().find_map(|answer| answer.result.as_ref().ok());
+        text.extend(known.and_then(restore_note));
+        return output::text(&text);
     }
     context.output.value(&Nodes { nodes: nodes::shown(&answers)? })
 }
@@ -192,6 +238,23 @@ fn status_rows(answers: &[Answer<v1::GetStatusResponse>]) -> String {
         "VERSION",
     ];
     output::table(&header, answers.iter().map(row))
+}
+
+/// What an operator has to know of a restore that is not confirmed.
+fn restore_note(status: &v1::GetStatusResponse) -> Option<String> {
+    let restored = status.restored.as_ref().filter(|restored| !restored.confirmed)?;
+    let agents = if status.predecessor_id == restored.from_cluster_id {
+        "its agents come over by themselves"
+    } else {
+        "its agents come over after `sandkeeper agents rehome`"
+    };
+    Some(format!(
+        "\nRestored at {} from a backup of cluster {} at revision {}; {agents}. Nothing unknown is ended, and nothing \
+         from the backup is started or recovered, until `sandkeeper cluster confirm-restore`.",
+        human::moment(restored.time),
+        restored.from_cluster_id,
+        restored.revision
+    ))
 }
 
 #[cfg(test)]

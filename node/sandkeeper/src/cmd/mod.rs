@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod agents;
+mod backup;
 pub mod capacity;
 pub mod cluster;
 mod comparison;
@@ -20,6 +21,7 @@ mod service;
 mod settings;
 mod target;
 pub mod terminate;
+mod unknown;
 pub mod update;
 pub mod wait;
 pub mod watch;

@@ -192,7 +192,7 @@ fn advertised(said: Option<String>, listen: SocketAddr) -> Result<String, CliErr
     }
 }
 
-fn host_name() -> Result<String, CliError> {
+pub(super) fn host_name() -> Result<String, CliError> {
     let name = nix::unistd::gethostname().map_err(Error::from)?;
     name.into_string().map_err(|name| {
         CliError::Usage(format!("the host's name `{}` is not text: give --name", name.display()))

@@ -236,6 +236,10 @@ impl Runtime for ProcessRuntime {
         life.deliver(&self.shared, Signal::SIGHUP).await
     }
 
+    async fn adopt(&self, sandbox_id: &str, cluster_id: &str) -> Result<(), RuntimeFault> {
+        recover::label(&self.shared, sandbox_id, cluster_id).await
+    }
+
     fn lease(&self) -> Option<Arc<LeaseKeeper>> {
         Some(Arc::clone(&self.shared.lease))
     }

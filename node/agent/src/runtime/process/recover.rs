@@ -28,6 +28,20 @@ pub(super) async fn recover(shared: &Arc<Shared>) -> Result<Vec<Recovered>, Runt
     Ok(recovered)
 }
 
+/// Writes a cluster's label into the record of a sandbox that has none.
+pub(super) async fn label(shared: &Arc<Shared>, id: &str, cluster_id: &str) -> Result<(), RuntimeFault> {
+    let (folder, cluster_id) = (shared.folder(id), cluster_id.to_owned());
+    blocking(move || {
+        let Some(mut spec) = folder.read_spec().map_err(FileFault::of("read", &folder.spec()))? else {
+            return Ok(()); // it is gone meanwhile, and will be reported so
+        };
+        spec.sandbox.generation = 1;
+        spec.sandbox.cluster_id = cluster_id;
+        Ok(folder.write_spec(&spec)?)
+    })
+    .await
+}
+
 /// The folders of sandboxes. Those that an earlier agent was about to delete are deleted.
 fn names(parent: &Path) -> Result<Vec<String>, RuntimeFault> {
     let mut names = Vec::new();
@@ -77,7 +91,11 @@ type Alive = (File, ShimProcess);
 /// The spec, and the shim if it lives.
 fn look(folder: &Folder) -> Result<Option<(ShimSpec, Option<Alive>)>, RuntimeFault> {
     let path = folder.spec();
-    let Some(spec) = folder.read_spec().map_err(FileFault::of("read", &path))? else { return Ok(None) };
+    let Some(mut spec) = folder.read_spec().map_err(FileFault::of("read", &path))? else { return Ok(None) };
+    if spec.sandbox.cluster_id.is_empty() {
+        // Nobody has assigned it to this agent: if it is adopted, this is its first assignment.
+        spec.sandbox.generation = 1;
+    }
     let path = folder.alive();
     let mut alive = match life::open_alive(folder) {
         Ok(alive) => alive,

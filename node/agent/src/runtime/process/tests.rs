@@ -76,6 +76,7 @@ fn order(id: &str, script: &str) -> Order {
             name: "web".to_owned(),
             namespace: "prod".to_owned(),
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            cluster_id: "blue".to_owned(),
             ..SandboxSpec::default()
         }),
         expires_at: None,

@@ -1,6 +1,7 @@
 //! Control nodes.
 
 use sandkeeper_proto::v1;
+use sandkeeper_statemachine::Restored;
 
 use crate::history::Digests;
 use crate::raft::node::{MemberStatus, NodeStatus, Role};
@@ -29,6 +30,16 @@ pub(crate) fn digests(name: String, found: Result<Digests, String>) -> v1::verif
             error: String::new(),
         },
         Err(error) => v1::verify_response::Node { name, error, ..Default::default() },
+    }
+}
+
+/// Where a restored cluster comes from.
+pub(crate) fn restored(restored: Restored) -> v1::Restore {
+    v1::Restore {
+        from_cluster_id: restored.from.to_string(),
+        revision: restored.revision,
+        time: restored.time.0,
+        confirmed: restored.confirmed,
     }
 }
 

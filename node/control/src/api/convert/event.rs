@@ -105,6 +105,9 @@ pub(crate) fn event_type(kind: &EventKind) -> v1::EventType {
         EventKind::SandboxRemoved { .. } => v1::EventType::SandboxRemoved,
         EventKind::RequestsPruned { .. } => v1::EventType::RequestsPruned,
         EventKind::SandboxLeaseConfirmed { .. } => v1::EventType::SandboxLeaseConfirmed,
+        EventKind::ClusterRestored { .. } => v1::EventType::ClusterRestored,
+        EventKind::RestoreConfirmed => v1::EventType::RestoreConfirmed,
+        EventKind::AgentsRehomed { .. } => v1::EventType::AgentsRehomed,
     }
 }
 

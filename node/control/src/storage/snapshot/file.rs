@@ -33,7 +33,7 @@ struct Inner {
 
 impl SnapshotFile {
     /// Opens a file and verifies its beginning and that it has an end. The body is verified when it is read.
-    pub(super) fn open(path: &Path) -> Result<Self, StorageError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
         let file = File::open(path).map_err(failed("open", path))?;
         let length = file.metadata().map_err(failed("read the length of", path))?.len();
         let corrupt = |offset: u64, what: &str| StorageError::CorruptFile {

@@ -105,3 +105,34 @@ async fn what_was_half_made_or_half_removed_is_cleared_away() {
     let fault = agent.runtime.recover().await.unwrap_err();
     assert!(fault.to_string().contains("garbage/spec.json"), "{fault}");
 }
+
+/// As what ran before any cluster knew it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_no_label_is_found_and_keeps_the_one_that_it_gets() {
+    let folder = tempfile::tempdir().unwrap();
+    let id = fresh_id();
+    let first = agent(folder.path()).await;
+    let mut unlabelled = order(&id, "while :; do sleep 0.1; done");
+    let spec = Arc::make_mut(&mut unlabelled.spec);
+    (spec.cluster_id, spec.generation) = (String::new(), 0);
+    first.runtime.create(unlabelled).await.unwrap();
+    first.kill().await;
+
+    let second = agent(folder.path()).await;
+    let found = second.runtime.recover().await.unwrap();
+    let spec = &found[0].order.spec;
+    assert_eq!((spec.cluster_id.as_str(), spec.generation), ("", 1));
+    second.runtime.adopt(&id, "blue").await.unwrap();
+    second.kill().await;
+
+    let third = agent(folder.path()).await;
+    let found = third.runtime.recover().await.unwrap();
+    let spec = &found[0].order.spec;
+    assert_eq!((spec.cluster_id.as_str(), spec.generation), ("blue", 1));
+    assert_eq!(found[0].phase, Phase::Running);
+    third.runtime.remove(&id, Duration::ZERO).await.unwrap();
+    third.nothing_is_left(&id);
+    // It is gone by the time that somebody wants to label it.
+    third.runtime.adopt(&id, "blue").await.unwrap();
+    assert_eq!(third.runtime.recover().await.unwrap().len(), 0);
+}
