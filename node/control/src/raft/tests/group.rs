@@ -190,6 +190,33 @@ async fn leadership_goes_where_it_is_sent() {
     write(&nodes, 5).await;
 }
 
+/// A decider that was busy meanwhile thinks that nothing has happened: its node leads, and the revision is the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_decided_in_an_earlier_term_of_the_same_leader_changes_nothing() {
+    let (_sites, nodes) = cluster(3, |_| {}).await;
+    let written = write(&nodes, 3).await;
+    let at = leader(&nodes).await;
+    let (node, name) = (&nodes[at], nodes[at].node.local().member.name.clone());
+    let old = node.term().unwrap();
+    let other = &nodes[(at + 1) % 3];
+    node.node.transfer_leader(Some(&other.node.local().member.name), soon()).await.unwrap();
+    eventually("the other one leads", || async { other.term() }).await;
+    other.node.transfer_leader(Some(&name), soon()).await.unwrap();
+    let new = eventually("the first one leads again", || async { node.term() }).await;
+    assert!(new > old);
+    assert_eq!(node.revision(), written, "by chance it is where it was");
+
+    let decided_then = || EntryData::new(filler(written, old, 1));
+    let late = node.node.propose(old, decided_then()).await.unwrap().outcome(soon()).await;
+    assert!(matches!(late, Err(ProposeError::NotLeader { .. })), "{late:?}");
+    // However it came into the log of the new term: nobody applies it.
+    let smuggled = node.node.propose(new, decided_then()).await.unwrap();
+    assert_eq!(smuggled.outcome(soon()).await.unwrap(), Applied::Skipped { revision: written });
+    let last = write(&nodes, 1).await;
+    assert_eq!(last, written + 1);
+    all_equal(&nodes, last).await;
+}
+
 async fn single(id: u128) -> (Site, Running) {
     let (mut sites, mut nodes) = cluster(1, |_| {}).await;
     nodes[0].create_cluster(id).await;
