@@ -88,6 +88,8 @@ pub enum Command {
     /// Terminate what has expired; fail what has waited too long for capacity; forget old requests; finish what was
     /// too much for one entry. Due at [`crate::State::next_deadline`].
     Housekeeping,
+    /// Recover what this LOST agent ran although many agents were lost with it.
+    RecoverAgent(AgentId),
 }
 
 /// Make a sandbox.

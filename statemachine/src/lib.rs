@@ -44,5 +44,5 @@ pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resource
 pub use state::digest::DIGEST_FORM;
 pub use state::{
     Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult,
-    Sandbox, State, Status,
+    Sandbox, State, Status, TOGETHER_NANOS,
 };

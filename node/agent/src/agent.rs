@@ -220,7 +220,9 @@ impl<R: Runtime> Loop<R> {
             Message::Closed { session } => self.plan(Input::Closed { session }, now).await,
             Message::SentAway { server, reason } => Err(AgentError::SentAway { server, reason }),
             Message::Runtime(input) => self.plan(input, now).await,
-            Message::Server { session, message, received } => self.hear(session, *message, received).await,
+            Message::Server { session, message, received, heard } => {
+                self.hear(session, *message, received, heard).await
+            }
         }
     }
 
@@ -229,6 +231,7 @@ impl<R: Runtime> Loop<R> {
         session: u64,
         message: sandkeeper_proto::v1::ServerMessage,
         received: BootTime,
+        heard: Option<BootTime>,
     ) -> Result<(), AgentError> {
         use sandkeeper_proto::v1::server_message::Body;
         match message.body {
@@ -240,7 +243,9 @@ impl<R: Runtime> Loop<R> {
                 Ok(())
             }
             _ => {
-                let Some(mut command) = wire::command(session, message, received) else { return Ok(()) };
+                let Some(mut command) = wire::command(session, message, received, heard) else {
+                    return Ok(());
+                };
                 command.body.judge(|spec| self.runtime.admit(spec));
                 self.plan(Input::Command(command), received).await
             }

@@ -28,11 +28,16 @@ pub(crate) fn incarnation(incarnation: &Incarnation) -> v1::Incarnation {
     v1::Incarnation { ledger_id: incarnation.ledger_id.clone(), start: incarnation.start }
 }
 
-/// The command that a message carries; `None` if its body is none. `now`: when it was received.
-pub(crate) fn command(session: u64, message: v1::ServerMessage, now: BootTime) -> Option<Command> {
+/// The command that a message carries; `None` if its body is none. `now`: when it was received; `heard`: see [`Order`].
+pub(crate) fn command(
+    session: u64,
+    message: v1::ServerMessage,
+    now: BootTime,
+    heard: Option<BootTime>,
+) -> Option<Command> {
     use v1::server_message::Body as Wire;
     let body = match message.body? {
-        Wire::Create(create) => create_body(create, now),
+        Wire::Create(create) => create_body(create, now, heard),
         Wire::Terminate(terminate) => {
             Body::Terminate { sandbox_id: terminate.sandbox_id, generation: terminate.generation }
         }
@@ -59,9 +64,9 @@ pub(crate) fn command(session: u64, message: v1::ServerMessage, now: BootTime) -
     })
 }
 
-fn create_body(create: v1::CreateCommand, now: BootTime) -> Body {
+fn create_body(create: v1::CreateCommand, now: BootTime, heard: Option<BootTime>) -> Body {
     let (sandbox_id, generation) = (create.sandbox_id.clone(), create.generation);
-    match order(create, now) {
+    match order(create, now, heard) {
         Ok(order) => Body::Create(order),
         Err(reason) => Body::Unusable { sandbox_id, generation, reason },
     }
@@ -71,7 +76,7 @@ fn terms(lease: v1::Lease) -> LeaseTerms {
     LeaseTerms { length: Duration::from_millis(lease.length_millis), revision: lease.revision }
 }
 
-fn order(create: v1::CreateCommand, now: BootTime) -> Result<Order, String> {
+fn order(create: v1::CreateCommand, now: BootTime, heard: Option<BootTime>) -> Result<Order, String> {
     if !is_usable_id(&create.sandbox_id) {
         return Err(format!("sandbox id {:?} can't be used as the name of a folder", create.sandbox_id));
     }
@@ -86,6 +91,7 @@ fn order(create: v1::CreateCommand, now: BootTime) -> Result<Order, String> {
     Ok(Order {
         expires_at: create.expires_in_nanos.map(|nanos| now.after_nanos(nanos)),
         lease: create.lease.map(terms),
+        heard,
         spec: Arc::new(SandboxSpec {
             cpu_millis: amount("cpu_millis", resources.cpu_millis)?,
             memory_bytes: amount("memory_bytes", resources.memory_bytes)?,
@@ -252,7 +258,7 @@ mod tests {
     fn table(phases: &[(&str, u64, Phase)]) -> Table {
         let mut table = Table::default();
         for (id, generation, phase) in phases {
-            let order = order(create(id), BootTime(0)).unwrap();
+            let order = order(create(id), BootTime(0), None).unwrap();
             let sandbox = Sandbox::creating(order).in_phase(phase.clone());
             table.put(Sandbox { generation: *generation, ..sandbox });
         }
@@ -268,7 +274,7 @@ mod tests {
             (v1::CreateCommand { exposed_ports: vec![80, 65_536], ..create("a") }, "65536 is not a port"),
             (v1::CreateCommand { exposed_ports: vec![0], ..create("a") }, "0 is not a port"),
         ] {
-            let Body::Unusable { reason, .. } = create_body(bad, BootTime(0)) else {
+            let Body::Unusable { reason, .. } = create_body(bad, BootTime(0), None) else {
                 panic!("{says} is usable")
             };
             assert!(reason.contains(says), "{reason}");

@@ -11,6 +11,7 @@ mod agent;
 mod corrupt;
 pub(crate) mod digest;
 mod index;
+mod mass_loss;
 mod request;
 mod sandbox;
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use agent::{Agent, AgentStatus};
+pub use mass_loss::TOGETHER_NANOS;
 pub use request::{RequestKey, RequestRecord, RequestResult};
 pub use sandbox::{Held, Phase, Sandbox, Status};
 

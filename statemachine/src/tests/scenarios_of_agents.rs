@@ -36,6 +36,19 @@ scenarios! {
         report a1 fails 1 start-failed reason=no_such_program
         show
     ";
+    recovery_resumed: "
+        agent a1
+        recover-agent a1 id=r1
+        lose a1
+        recover-agent a1 id=r1
+        recover-agent a1 id=r2
+        recover-agent a2
+        show
+        # What was said of a loss ends with it.
+        agent a1
+        recover-agent a1 id=r1
+        show
+    ";
     recovery: "
         agent a1 slots=2
         agent a2 slots=2

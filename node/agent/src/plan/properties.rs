@@ -54,6 +54,7 @@ fn any_order() -> impl Strategy<Value = Order> {
             }),
             expires_at: expires_at.map(BootTime),
             lease: None,
+            heard: None,
         },
     )
 }

@@ -115,6 +115,7 @@ impl Script {
                 }),
                 expires_at,
                 lease,
+                heard: None,
             }),
             "unusable" => Body::Unusable {
                 sandbox_id: line.word(1),

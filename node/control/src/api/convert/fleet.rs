@@ -39,6 +39,19 @@ pub(crate) fn uncordon(
     about_agent(fields, &wire.request_id, &wire.agent_id, actor, retention, Command::UncordonAgent)
 }
 
+/// Reads that what an agent ran is to be recovered.
+///
+/// # Errors
+/// Every violation.
+pub(crate) fn recover(
+    wire: &v1::RecoverAgentRequest,
+    actor: Actor,
+    retention: &Retention,
+) -> Result<Request, Rejection> {
+    let fields = Fields::default();
+    about_agent(fields, &wire.request_id, &wire.agent_id, actor, retention, Command::RecoverAgent)
+}
+
 /// Reads the removal of an agent.
 ///
 /// # Errors
@@ -86,8 +99,9 @@ fn incarnation(incarnation: Incarnation) -> v1::Incarnation {
     v1::Incarnation { ledger_id: incarnation.ledger.to_string(), start: incarnation.start }
 }
 
-/// An agent, as the wire tells it. `connection_id`: of its session with this node, if there is one.
-pub(crate) fn agent(agent: &Agent, connection_id: Option<String>) -> v1::Agent {
+/// An agent, as the wire tells it. `connection_id`: of its session with this node, if there is one. `recovery_paused`: see
+/// [`State::recovery_paused`].
+pub(crate) fn agent(agent: &Agent, connection_id: Option<String>, recovery_paused: bool) -> v1::Agent {
     let spec = &agent.spec;
     let status = match agent.status {
         AgentStatus::Ready => v1::AgentStatus::Ready,
@@ -110,6 +124,8 @@ pub(crate) fn agent(agent: &Agent, connection_id: Option<String>) -> v1::Agent {
         connected: connection_id.is_some(),
         connection_id: connection_id.unwrap_or_default(),
         reason: agent.reason.clone(),
+        lost_since: agent.lost_since.map_or(0, |time| time.0),
+        recovery_paused,
     }
 }
 
