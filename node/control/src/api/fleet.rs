@@ -14,23 +14,14 @@ use super::status::{fault, rejected};
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Api {
-    /// Agents as the wire tells them, as they are in this state, with their sessions with this node.
-    fn tell_agents<'a>(&self, state: &State, agents: impl Iterator<Item = &'a Agent>) -> Vec<v1::Agent> {
-        let paused = state.recovery_paused();
-        let tell = |agent: &Agent| {
-            let id = &agent.spec.agent_id;
-            convert::agent(agent, self.parts().sessions.connection_id(id), paused.contains(id))
-        };
-        agents.map(tell).collect()
-    }
-
-    fn tell_agent(&self, state: &State, agent: &Agent) -> Option<v1::Agent> {
-        self.tell_agents(state, std::iter::once(agent)).pop()
+    /// Agents as they are in this state, with their sessions with this node.
+    fn tell_agents<'a>(&self, state: &State, agents: impl IntoIterator<Item = &'a Agent>) -> Vec<v1::Agent> {
+        convert::agents(state, agents, |id| self.parts().sessions.connection_id(id))
     }
 
     /// An agent as a command left it. Of the other agents this node may know more by now.
     fn tell_changed(&self, agent: &Agent) -> Option<v1::Agent> {
-        self.tell_agent(&self.parts().raft.replica().state(), agent)
+        self.tell_agents(&self.parts().raft.replica().state(), [agent]).pop()
     }
 
     async fn change_agent(&self, request: CoreRequest, deadline: Instant) -> Result<Agent, Status> {
@@ -63,7 +54,7 @@ impl FleetService for Api {
         let id = convert::only_agent_id(&request.agent_id).map_err(|rejection| rejected(&rejection))?;
         let read = self.read(request.read, call.deadline).await?;
         let Some(agent) = read.state.agent(&id) else { return Err(rejected(&Rejection::AgentNotFound(id))) };
-        let agent = self.tell_agent(&read.state, agent);
+        let agent = self.tell_agents(&read.state, [agent]).pop();
         Ok(Response::new(v1::GetAgentResponse { header: Some(self.header(&read)), agent }))
     }
 

@@ -51,6 +51,7 @@ pub use serve::{MAX_STREAMS, serve};
 pub use watch::MAX_WATCHERS;
 
 use crate::agents::Sessions;
+use crate::clock::Clocks;
 use crate::commands::Commands;
 use crate::config::Config;
 use crate::metrics::{CommandLabels, Metrics};
@@ -79,6 +80,7 @@ struct Inner {
 /// What the services are made of.
 struct Parts {
     raft: RaftNode,
+    clocks: Clocks,
     commands: Commands,
     sessions: Sessions,
     metrics: Arc<Metrics>,
@@ -103,11 +105,13 @@ impl Api {
         commands: Commands,
         sessions: Sessions,
         metrics: Arc<Metrics>,
+        clocks: Clocks,
         stop: CancellationToken,
     ) -> Self {
         let retention =
             Retention { caller: config.request_retention, server: config.server_request_retention };
-        let parts = Parts { raft, commands, sessions, metrics, retention, stop, tasks: TaskTracker::new() };
+        let tasks = TaskTracker::new();
+        let parts = Parts { raft, commands, sessions, metrics, clocks, retention, stop, tasks };
         let inner = Inner {
             parts,
             started: Instant::now(),
