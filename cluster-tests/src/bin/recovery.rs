@@ -1,4 +1,4 @@
-//! Agents die and stop, again and again, and what they ran runs elsewhere: never two generations at once. The sandboxes
+//! Agents die, stop, and are cut off, again and again, and what they ran runs elsewhere: never two generations at once. The sandboxes
 //! write down themselves when they lived, by the kernel's clock since boot. Ends with 1 if two lives overlap.
 //!
 //! ```text
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use cluster_tests::{Cluster, ClusterOptions, shell};
+use cluster_tests::{Cluster, ClusterOptions, Cut, shell};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,17 +26,17 @@ use serde::Serialize;
 
 /// One line for each life and moment: a name that this life drew, and hundredths of a second since boot.
 const DIARY: &str = "trap '' TERM; read life < /proc/sys/kernel/random/uuid; \
-                     while read up idle < /proc/uptime; do echo $life $up >> \"$DIARY\"; sleep 0.02; done";
+                     while read up idle < /proc/uptime; do echo $life $up >> \"$DIARY\"; sleep 0.05; done";
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 /// A sandbox that is not back by then will not be.
 const STUCK: Duration = Duration::from_mins(3);
 
-/// Kill and stop agents that run AUTO_RECREATE sandboxes, and show that no two generations ever run at once
+/// Kill, stop and cut off agents that run AUTO_RECREATE sandboxes, and show that no two generations ever run at once
 #[derive(Debug, Parser)]
 #[command(name = "recovery")]
 struct Args {
-    /// How many times an agent is killed or stopped
+    /// How many times something is done to an agent
     #[arg(long, default_value_t = 20)]
     rounds: usize,
     /// Agents. Fewer than half are down at a time
@@ -70,6 +70,26 @@ enum Fault {
     Killed,
     /// SIGSTOP, and SIGCONT.
     Stopped,
+    /// Nothing gets through between it and the control nodes.
+    CutOff,
+    /// Nothing that it says gets through.
+    Unheard,
+    /// Nothing that it is told gets through.
+    Deaf,
+}
+
+impl Fault {
+    const ALL: [Self; 5] = [Self::Killed, Self::Stopped, Self::CutOff, Self::Unheard, Self::Deaf];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Stopped => "stopped",
+            Self::CutOff => "cut off",
+            Self::Unheard => "unheard",
+            Self::Deaf => "deaf",
+        }
+    }
 }
 
 /// An agent that is down.
@@ -151,6 +171,7 @@ impl Campaign {
         let options = ClusterOptions {
             agents: args.agents,
             slots: args.sandboxes as u64,
+            proxies: true,
             server_flags: vec!["--lost-after".into(), format!("{}s", args.lost_after)],
             ..ClusterOptions::default()
         };
@@ -229,10 +250,13 @@ impl Campaign {
             return false;
         }
         let (agent, ran) = victims[self.dice.random_range(0..victims.len())].clone();
-        let fault = if self.dice.random_bool(0.5) { Fault::Killed } else { Fault::Stopped };
+        let fault = Fault::ALL[self.dice.random_range(0..Fault::ALL.len())];
         match fault {
             Fault::Killed => self.cluster.kill_agent(agent),
             Fault::Stopped => self.signal(agent, Signal::SIGSTOP),
+            Fault::CutOff => self.cluster.cut(agent, Cut::Both),
+            Fault::Unheard => self.cluster.cut(agent, Cut::FromAgent),
+            Fault::Deaf => self.cluster.cut(agent, Cut::ToAgent),
         }
         *self.faults.entry(fault).or_default() += 1;
         self.down.push(Down { agent, fault, since: Instant::now(), ran });
@@ -267,6 +291,7 @@ impl Campaign {
             match fault {
                 Fault::Killed => self.cluster.start_agent(agent),
                 Fault::Stopped => self.signal(agent, Signal::SIGCONT),
+                Fault::CutOff | Fault::Unheard | Fault::Deaf => self.cluster.cut(agent, Cut::Nothing),
             }
         }
     }
@@ -347,8 +372,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
         table.set_header([
-            "agents killed",
-            "stopped",
+            "agents",
             "leaders killed",
             "recovered",
             "lives",
@@ -357,11 +381,10 @@ impl Report {
             "p99",
             "max",
         ]);
-        let fault = |fault| self.faults.get(&fault).copied().unwrap_or(0).to_string();
+        let faults = self.faults.iter().map(|(fault, count)| format!("{count} {}", fault.name()));
         let seconds = |seconds: f64| format!("{seconds:.1} s");
         table.add_row([
-            fault(Fault::Killed),
-            fault(Fault::Stopped),
+            faults.collect::<Vec<_>>().join("\n"),
             self.leaders_killed.to_string(),
             self.recoveries.to_string(),
             self.lives.to_string(),

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::agents::{AgentGate, Sessions, members};
+use crate::agents::{AgentGate, Sessions, Turns, members};
 use crate::api::{self, Api};
 use crate::applier::{dispatch, losses};
 use crate::clock::{self, Clocks};
@@ -193,6 +193,7 @@ impl Parts {
             lost_after: config.lost_after,
             clocks: clocks.clone(),
             orphan_grace: config.orphan_grace,
+            turns: Turns::default(),
             stop: front.clone(),
             tasks: tasks.clone(),
         };

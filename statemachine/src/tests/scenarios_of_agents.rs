@@ -77,6 +77,17 @@ scenarios! {
         uncordon a1
         show
     ";
+    the_end_of_a_lease_moves_a_sandbox: "
+        agent a1
+        agent a2
+        create web policy=auto
+        report a1 web 1 running
+        # Its agent hears nobody, or too late: another one is better, though by load and name it would come first.
+        report a1 web 1 exited reason=lease_over lease-ended
+        cordon a1
+        # There is no other one.
+        report a2 web 2 exited reason=lease_over lease-ended
+    ";
     recovery_of_what_failed: "
         agent a1 slots=1
         create web policy=auto

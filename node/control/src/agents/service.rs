@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 
 use super::session::{self, goodbye};
-use super::{Dirty, NotEntered, OUTBOX, Session, Sessions, wire};
+use super::{Dirty, NotEntered, OUTBOX, Session, Sessions, Turns, wire};
 use crate::clock::Clocks;
 use crate::commands::Commands;
 use crate::decider::LeaderKnowledge;
@@ -50,6 +50,8 @@ pub struct AgentGate {
     pub clocks: Clocks,
     /// How long something unknown may stay on an agent.
     pub orphan_grace: Duration,
+    /// So that not all agents are registered at once.
+    pub turns: Turns,
     /// Ends all sessions.
     pub stop: CancellationToken,
     /// Owns the sessions' tasks.
@@ -93,6 +95,15 @@ impl AgentService for AgentGate {
             );
             // The channel is new and has room.
             let _ = outbox.try_send(Ok(goodbye(&reason, true)));
+            return Ok(Response::new(outbound));
+        }
+        if let Some(retry_after_millis) = self.turns.come_back_in() {
+            self.sessions.heard(&spec);
+            let reason = "more agents than this node takes in at once are here".to_owned();
+            let farewell = v1::Goodbye { reason, retry_after_millis, fatal: false };
+            let body = Some(v1::server_message::Body::Goodbye(farewell));
+            // The channel is new and has room.
+            let _ = outbox.try_send(Ok(v1::ServerMessage { body, ..v1::ServerMessage::default() }));
             return Ok(Response::new(outbound));
         }
         let connection_id = format!("{}-{}", spec.agent_id, peer.replace(['.', ':'], "-"));

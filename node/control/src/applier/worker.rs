@@ -1,6 +1,7 @@
 //! One agent, one session, one term of this leader: what is known of the agent, and what is under way.
 
 mod heartbeat;
+mod turn;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,17 +12,18 @@ use sandkeeper_statemachine::{
     Actor, Agent, AgentStatus, Command, Generation, Rejection, Report, ReportedState, Request, Sandbox,
     SandboxId, State, Term, Timestamp,
 };
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::reconcile::{Actual, AgentView, Sent, SentKind, Step, reconcile};
-use crate::agents::{AgentGate, Marked, Session, wire};
+use crate::agents::{AgentGate, Marked, Session, Turns, wire};
 use crate::clock::LeaderClock;
 use crate::commands::{Commands, SubmitError};
 use crate::metrics::{CallLabels, Metrics};
 use crate::raft::LeaderTerm;
+use turn::Turn;
 
 /// A command that an agent has not answered after this time is sent again; the wait doubles up to [`MAX_RETRY`].
 const RETRY: Duration = Duration::from_secs(2);
@@ -45,6 +47,7 @@ enum Finished {
     Registered(Result<(), SubmitError>),
     Reported(SandboxId, bool),
     Confirmed(u64, bool),
+    Turn(OwnedSemaphorePermit),
 }
 
 /// See the module.
@@ -83,6 +86,8 @@ pub(crate) struct Worker {
     acknowledged: u64,
     /// A quorum is being asked about a heartbeat.
     confirming: bool,
+    turns: Turns,
+    turn: Turn,
     tasks: JoinSet<Finished>,
 }
 
@@ -128,6 +133,8 @@ impl Worker {
             heartbeat: 0,
             acknowledged: 0,
             confirming: false,
+            turns: gate.turns.clone(),
+            turn: Turn::None,
             tasks: JoinSet::new(),
         }
     }
@@ -158,13 +165,14 @@ impl Worker {
     /// Sees to it that the state knows this incarnation, and that this term has an inventory. Called every second,
     /// and when the agent's record may have changed.
     pub(crate) fn look_after(&mut self, state: &State) {
+        self.end_long_turn();
         let record = state.agent(&self.session.spec.agent_id);
         if !record.is_some_and(|record| self.is_registered(record)) {
             // What it said before it was lost is not what it has when it is back.
             self.asked = None;
             self.view = None;
-            let lives = self.session.last_heard().elapsed() < self.alive;
-            if lives && !self.registering {
+            // That it says hello does not mean that it hears the answer: its heart beats once it has.
+            if self.heartbeat > 0 && self.lives() && !self.registering && self.has_turn() {
                 self.registering = true;
                 let actor = Actor::Agent(self.session.spec.agent_id.clone());
                 let command = Command::RegisterAgent(Box::new(self.session.spec.clone()));
@@ -178,10 +186,14 @@ impl Worker {
             return;
         }
         self.acknowledge(state);
-        if self.asked.is_none() {
+        if self.asked.is_none() && self.lives() && self.has_turn() {
             self.asked = self.send(Body::InventoryRequest(v1::InventoryRequest {}));
         }
         self.retry(state);
+    }
+
+    fn lives(&self) -> bool {
+        self.session.last_heard().elapsed() < self.alive
     }
 
     fn is_registered(&self, record: &Agent) -> bool {
@@ -200,6 +212,7 @@ impl Worker {
                     Err(error) => debug!(agent = %self.session.spec.agent_id, %error, "not registered yet"),
                 }
             }
+            Ok(Finished::Turn(permit)) => self.begin_turn(permit, &state()),
             Ok(Finished::Confirmed(number, by_quorum)) => self.confirmed(number, by_quorum, &state()),
             Ok(Finished::Reported(id, decided)) => {
                 self.reporting.remove(&id);
@@ -268,6 +281,7 @@ impl Worker {
         }
         debug!(agent = %self.session.spec.agent_id, sandboxes = view.actual.len(), "inventory");
         self.view = Some(view);
+        self.turn = Turn::None;
         self.reconcile_all(state);
     }
 
