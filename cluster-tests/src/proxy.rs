@@ -98,8 +98,7 @@ async fn connect(agent: TcpStream, node: SocketAddr, mut cut: watch::Receiver<Cu
 /// Carries bytes one way, but while that way is cut.
 async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, way: Cut, mut cut: watch::Receiver<Cut>) {
     let mut buffer = vec![0; BUFFER];
-    loop {
-        let Ok(read @ 1..) = from.read(&mut buffer).await else { break };
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
         if cut.wait_for(|cut| *cut != way && *cut != Cut::Both).await.is_err()
             || to.write_all(&buffer[..read]).await.is_err()
         {

@@ -264,7 +264,7 @@ async fn what_was_lost_together_waits_until_an_operator_resumes_it() {
     }
     let leader = cluster.wait_leader().await;
     eventually("recovery is paused", || async {
-        let metrics = scrape(&cluster.nodes[leader].http).await.map_err(|error| error.to_string())?;
+        let metrics = scrape(&cluster.nodes[leader].http).await?;
         let paused = metrics["sandkeeper_recovery_paused"];
         if (paused - 3.0).abs() < 0.1 { Ok(()) } else { Err(paused.to_string()) }
     })

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use cluster_tests::{Cluster, ClusterOptions, Cut, shell};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
@@ -54,6 +54,9 @@ struct Args {
     /// The leader is killed with every so manieth agent; 0: never
     #[arg(long, default_value_t = 5)]
     kill_leader_every: usize,
+    /// Only these are done to agents
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Fault::ALL)]
+    faults: Vec<Fault>,
     /// The choice of victims follows from it
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -63,7 +66,7 @@ struct Args {
 }
 
 /// What is done to an agent. Its sandboxes' shims are left alone: they are the guards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 enum Fault {
     /// kill -9, and a new start.
@@ -212,7 +215,7 @@ impl Campaign {
             let Ok(sandboxes) = self.sandboxes().await else { continue };
             self.heal(&sandboxes);
             let most = (args.agents - 1) / 2;
-            if begun < args.rounds && self.down.len() < most && self.hurt(&sandboxes) {
+            if begun < args.rounds && self.down.len() < most && self.hurt(args, &sandboxes) {
                 begun += 1;
                 moved = Instant::now();
                 self.bar.inc(1);
@@ -235,7 +238,7 @@ impl Campaign {
     }
 
     /// Does something to an agent that is up and runs something; if there is one.
-    fn hurt(&mut self, sandboxes: &[v1::Sandbox]) -> bool {
+    fn hurt(&mut self, args: &Args, sandboxes: &[v1::Sandbox]) -> bool {
         let running = |agent: usize| {
             let id = &self.cluster.agents[agent].name;
             let here = sandboxes.iter().filter(|found| found.agent_id == *id);
@@ -250,7 +253,7 @@ impl Campaign {
             return false;
         }
         let (agent, ran) = victims[self.dice.random_range(0..victims.len())].clone();
-        let fault = Fault::ALL[self.dice.random_range(0..Fault::ALL.len())];
+        let fault = args.faults[self.dice.random_range(0..args.faults.len())];
         match fault {
             Fault::Killed => self.cluster.kill_agent(agent),
             Fault::Stopped => self.signal(agent, Signal::SIGSTOP),

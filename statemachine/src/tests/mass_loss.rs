@@ -3,6 +3,9 @@
 use super::world::*;
 use crate::*;
 
+/// How many agents there are, who is lost when, who is paused then, and why.
+type Case = (usize, &'static [(char, i64)], &'static str, &'static str);
+
 /// Agents that are lost, by letter, `seconds` after the start; the others of `all` stay. Who is paused then.
 fn paused(all: usize, losses: &[(char, i64)]) -> String {
     let mut world = World::new();
@@ -30,7 +33,7 @@ fn names(world: &World) -> String {
 
 #[test]
 fn whose_recovery_waits() {
-    let cases: &[(usize, &[(char, i64)], &str, &str)] = &[
+    let cases: &[Case] = &[
         (3, &[], "", "nobody is lost"),
         (3, &[('a', 1)], "", "one of three"),
         (4, &[('a', 1), ('b', 1)], "", "a half is not more than half"),

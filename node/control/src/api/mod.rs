@@ -111,7 +111,7 @@ impl Api {
         let retention =
             Retention { caller: config.request_retention, server: config.server_request_retention };
         let tasks = TaskTracker::new();
-        let parts = Parts { raft, commands, sessions, metrics, clocks, retention, stop, tasks };
+        let parts = Parts { raft, clocks, commands, sessions, metrics, retention, stop, tasks };
         let inner = Inner {
             parts,
             started: Instant::now(),

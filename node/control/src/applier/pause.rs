@@ -47,11 +47,11 @@ impl Pause {
 }
 
 fn names(agents: &BTreeSet<AgentId>) -> String {
-    let mut text = agents.iter().take(NAMED).map(AgentId::as_str).collect::<Vec<_>>().join(", ");
-    if agents.len() > NAMED {
-        text.push_str(&format!(" and {} more", agents.len() - NAMED));
+    let named = agents.iter().take(NAMED).map(AgentId::as_str).collect::<Vec<_>>().join(", ");
+    match agents.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
-    text
 }
 
 #[cfg(test)]
