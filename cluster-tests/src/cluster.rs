@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::leftovers::kill_shims;
 use crate::wait::eventually;
-use crate::{Ports, Process, binary, by_id, get};
+use crate::{Cut, Ports, Process, Proxy, binary, by_id, get};
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -25,11 +25,20 @@ pub struct ClusterOptions {
     pub server_flags: Vec<String>,
     /// More flags for each agent.
     pub agent_flags: Vec<String>,
+    /// Whether each agent reaches the control nodes through a [`Proxy`] of its own, which can be cut.
+    pub proxies: bool,
 }
 
 impl Default for ClusterOptions {
     fn default() -> Self {
-        Self { nodes: 3, agents: 2, slots: 4, server_flags: Vec::new(), agent_flags: Vec::new() }
+        Self {
+            nodes: 3,
+            agents: 2,
+            slots: 4,
+            server_flags: Vec::new(),
+            agent_flags: Vec::new(),
+            proxies: false,
+        }
     }
 }
 
@@ -59,6 +68,8 @@ pub struct AgentProcess {
     pub data_dir: PathBuf,
     /// None: it was killed or stopped.
     pub process: Option<Process>,
+    /// Its way to the control nodes, if the options ask for one.
+    pub proxy: Option<Proxy>,
 }
 
 /// A cluster. See [`crate`].
@@ -100,12 +111,13 @@ impl Cluster {
             process: None,
         });
         let nodes: Vec<_> = nodes.collect();
-        let agents = (0..options.agents).map(|index| AgentProcess {
-            name: format!("a{index}"),
-            data_dir: folder.path().join(format!("a{index}")),
-            process: None,
-        });
-        let agents = agents.collect();
+        let apis: Vec<_> = nodes.iter().map(|node| node.api.clone()).collect();
+        let mut agents = Vec::new();
+        for index in 0..options.agents {
+            let proxy = if options.proxies { Some(Proxy::start(&apis).await) } else { None };
+            let data_dir = folder.path().join(format!("a{index}"));
+            agents.push(AgentProcess { name: format!("a{index}"), data_dir, process: None, proxy });
+        }
         let ports = vec![ports];
         let mut cluster = Self { nodes, agents, options, folder: Some(folder), ports, kept: false };
         for index in 0..cluster.nodes.len() {
@@ -143,15 +155,22 @@ impl Cluster {
         let node = &self.nodes[index];
         let mut command = server_command(node);
         command.args(["--join", &peers.join(","), "--bootstrap-expect", &self.options.nodes.to_string()]);
+        if self.options.proxies {
+            // Agents learn this address from the cluster, and would go past their proxies: nobody listens there.
+            command.args(["--advertise-api", &format!("127.0.0.1:{}", index + 1)]);
+        }
         command.args(&self.options.server_flags).envs(environment.iter().copied());
         self.nodes[index].process = Some(Process::start(command, &log));
     }
 
     /// Starts an agent (again).
     pub fn start_agent(&mut self, index: usize) {
-        let servers: Vec<_> = self.nodes.iter().map(|node| node.api.clone()).collect();
-        let log = self.folder().join(format!("a{index}.log"));
         let agent = &self.agents[index];
+        let servers = match &agent.proxy {
+            Some(proxy) => proxy.addresses.clone(),
+            None => self.nodes.iter().map(|node| node.api.clone()).collect(),
+        };
+        let log = self.folder().join(format!("a{index}.log"));
         let mut command = Command::new(binary());
         command.arg("agent").args(["--agent-id", &agent.name]).arg("--data-dir").arg(&agent.data_dir);
         command.args(["--servers", &servers.join(","), "--slots", &self.options.slots.to_string()]);
@@ -189,6 +208,14 @@ impl Cluster {
     /// Kills an agent with -9. What it runs goes on.
     pub fn kill_agent(&mut self, index: usize) {
         self.agents[index].process = None;
+    }
+
+    /// Cuts an agent's way to the control nodes, or mends it.
+    ///
+    /// # Panics
+    /// If the cluster was not started with proxies.
+    pub fn cut(&self, agent: usize, what: Cut) {
+        self.agents[agent].proxy.as_ref().expect("the options ask for proxies").cut(what);
     }
 
     /// Stops a control node without it noticing (SIGSTOP).

@@ -62,12 +62,26 @@ async fn a_leader_whose_clock_is_wrong_goes_by_the_others() {
     time_is_right(&cluster, "an-hour-ahead").await;
     let skew = scrape(&cluster.nodes[0].http).await.unwrap()["sandkeeper_clock_skew_seconds"];
     assert!((skew - 3_600.0).abs() < 60.0, "it is told by how much: {skew}");
+    let members = cluster.client_of(&[0]).status().await.unwrap().members;
+    let skew = |name: &str| {
+        members.iter().find(|member| member.name == name).unwrap().clock_skew_seconds.expect("all were asked")
+    };
+    assert!((skew("n0") - 3_600.0).abs() < 60.0, "{members:?}");
+    assert!(skew("n1").abs() < 60.0 && skew("n2").abs() < 60.0, "{members:?}");
     // It is a follower again, and moves nothing from there.
     cluster.kill_node(0);
     cluster.wait_leader().await;
     cluster.start_node_with(0, &[(WRONG_BY, "3600")]);
     cluster.wait_ready().await;
     time_is_right(&cluster, "led-by-another").await;
+    let leader = cluster.wait_leader().await;
+    eventually("the leader knows that a follower's clock is wrong", || async {
+        let status = cluster.client_of(&[leader]).status().await.map_err(|error| error.to_string())?;
+        let found = status.members.iter().find(|member| member.name == "n0");
+        let skew = found.and_then(|member| member.clock_skew_seconds).unwrap_or_default();
+        if (skew - 3_600.0).abs() < 60.0 { Ok(()) } else { Err(format!("{skew} s")) }
+    })
+    .await;
     for name in ["before", "two-hours-behind", "an-hour-ahead"] {
         let found =
             cluster.client().get(cluster_tests::by_name(name), v1::ReadOptions::default()).await.unwrap();

@@ -66,7 +66,8 @@ impl State {
             | EventKind::AgentReturned
             | EventKind::AgentCordoned
             | EventKind::AgentUncordoned
-            | EventKind::AgentRemoved { .. } => self.apply_to_agent(header, &event.kind),
+            | EventKind::AgentRecoveryResumed
+            | EventKind::AgentRemoved { .. } => self.apply_to_agent(header, &event.kind, time),
             EventKind::SandboxCreated(created) => self.create_sandbox(header, created, time),
             EventKind::RequestsPruned { until, limit } => self.prune_requests(*until, *limit),
             EventKind::SandboxRemoved { released } => self.finish_sandbox(header, *released, time),
@@ -94,7 +95,7 @@ impl State {
         self.put_cluster(cluster);
     }
 
-    fn apply_to_agent(&mut self, header: &Header, kind: &EventKind) {
+    fn apply_to_agent(&mut self, header: &Header, kind: &EventKind, time: Timestamp) {
         let id = subject_agent(header);
         if let EventKind::AgentRemoved { .. } = kind {
             assert!(
@@ -112,6 +113,8 @@ impl State {
                 status: AgentStatus::Ready,
                 cordoned: false,
                 reason: String::new(),
+                lost_since: None,
+                recovery_resumed: false,
                 revision: 0,
                 allocated: Capacity::default(),
                 ports: imbl::OrdSet::new(),
@@ -123,10 +126,17 @@ impl State {
         match kind {
             EventKind::AgentRegistered(spec) => {
                 agent.spec = Arc::new((**spec).clone());
-                agent.status = AgentStatus::Ready;
+                agent.return_to_ready();
             }
-            EventKind::AgentLost => agent.status = AgentStatus::Lost,
-            EventKind::AgentReturned => agent.status = AgentStatus::Ready,
+            EventKind::AgentLost => {
+                agent.status = AgentStatus::Lost;
+                agent.lost_since = Some(time);
+            }
+            EventKind::AgentReturned => agent.return_to_ready(),
+            EventKind::AgentRecoveryResumed => {
+                assert_eq!(agent.status, AgentStatus::Lost, "only what a LOST agent ran is recovered");
+                agent.recovery_resumed = true;
+            }
             EventKind::AgentCordoned => agent.cordoned = true,
             EventKind::AgentUncordoned => agent.cordoned = false,
             _ => unreachable!("apply_event sends only agents' events here"),

@@ -117,6 +117,8 @@ pub enum Command {
         /// Which; empty: all that can be.
         ids: Vec<SandboxId>,
     },
+    /// Recover what this LOST agent ran although many agents were lost with it.
+    RecoverAgent(AgentId),
 }
 
 /// Make a sandbox.

@@ -151,6 +151,8 @@ pub enum EventKind {
         /// The other cluster.
         from: Uuid,
     },
+    /// An operator says that what this LOST agent ran may be recovered although many agents were lost with it.
+    AgentRecoveryResumed,
 }
 
 /// What is known of a sandbox when it is created.

@@ -45,6 +45,6 @@ pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resource
 pub use state::digest::DIGEST_FORM;
 pub use state::{
     Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult,
-    Restored, Sandbox, State, Status,
+    Restored, Sandbox, State, Status, TOGETHER_NANOS,
 };
 pub use unknown::{Adoptable, Origin, UnknownSandbox};

@@ -85,6 +85,7 @@ async fn main() -> anyhow::Result<()> {
         slots: args.sandboxes.div_ceil(args.agents) + SPARE_SLOTS,
         server_flags: words(&args.server_flags),
         agent_flags: words(&format!("--runtime simulated --count {}", args.agents)),
+        ..ClusterOptions::default()
     };
     let bar = progress(args.kills as u64);
     bar.set_message("starting a cluster");

@@ -1,4 +1,4 @@
-//! Agents die and stop, again and again, and what they ran runs elsewhere: never two generations at once. The sandboxes
+//! Agents die, stop, and are cut off, again and again, and what they ran runs elsewhere: never two generations at once. The sandboxes
 //! write down themselves when they lived, by the kernel's clock since boot. Ends with 1 if two lives overlap.
 //!
 //! ```text
@@ -13,8 +13,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use clap::Parser;
-use cluster_tests::{Cluster, ClusterOptions, shell};
+use clap::{Parser, ValueEnum};
+use cluster_tests::{Cluster, ClusterOptions, Cut, shell};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,17 +26,17 @@ use serde::Serialize;
 
 /// One line for each life and moment: a name that this life drew, and hundredths of a second since boot.
 const DIARY: &str = "trap '' TERM; read life < /proc/sys/kernel/random/uuid; \
-                     while read up idle < /proc/uptime; do echo $life $up >> \"$DIARY\"; sleep 0.02; done";
+                     while read up idle < /proc/uptime; do echo $life $up >> \"$DIARY\"; sleep 0.05; done";
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 /// A sandbox that is not back by then will not be.
 const STUCK: Duration = Duration::from_mins(3);
 
-/// Kill and stop agents that run AUTO_RECREATE sandboxes, and show that no two generations ever run at once
+/// Kill, stop and cut off agents that run AUTO_RECREATE sandboxes, and show that no two generations ever run at once
 #[derive(Debug, Parser)]
 #[command(name = "recovery")]
 struct Args {
-    /// How many times an agent is killed or stopped
+    /// How many times something is done to an agent
     #[arg(long, default_value_t = 20)]
     rounds: usize,
     /// Agents. Fewer than half are down at a time
@@ -54,6 +54,9 @@ struct Args {
     /// The leader is killed with every so manieth agent; 0: never
     #[arg(long, default_value_t = 5)]
     kill_leader_every: usize,
+    /// Only these are done to agents
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = Fault::ALL)]
+    faults: Vec<Fault>,
     /// The choice of victims follows from it
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -63,13 +66,33 @@ struct Args {
 }
 
 /// What is done to an agent. Its sandboxes' shims are left alone: they are the guards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 enum Fault {
     /// kill -9, and a new start.
     Killed,
     /// SIGSTOP, and SIGCONT.
     Stopped,
+    /// Nothing gets through between it and the control nodes.
+    CutOff,
+    /// Nothing that it says gets through.
+    Unheard,
+    /// Nothing that it is told gets through.
+    Deaf,
+}
+
+impl Fault {
+    const ALL: [Self; 5] = [Self::Killed, Self::Stopped, Self::CutOff, Self::Unheard, Self::Deaf];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "killed",
+            Self::Stopped => "stopped",
+            Self::CutOff => "cut off",
+            Self::Unheard => "unheard",
+            Self::Deaf => "deaf",
+        }
+    }
 }
 
 /// An agent that is down.
@@ -151,6 +174,7 @@ impl Campaign {
         let options = ClusterOptions {
             agents: args.agents,
             slots: args.sandboxes as u64,
+            proxies: true,
             server_flags: vec!["--lost-after".into(), format!("{}s", args.lost_after)],
             ..ClusterOptions::default()
         };
@@ -191,7 +215,7 @@ impl Campaign {
             let Ok(sandboxes) = self.sandboxes().await else { continue };
             self.heal(&sandboxes);
             let most = (args.agents - 1) / 2;
-            if begun < args.rounds && self.down.len() < most && self.hurt(&sandboxes) {
+            if begun < args.rounds && self.down.len() < most && self.hurt(args, &sandboxes) {
                 begun += 1;
                 moved = Instant::now();
                 self.bar.inc(1);
@@ -214,7 +238,7 @@ impl Campaign {
     }
 
     /// Does something to an agent that is up and runs something; if there is one.
-    fn hurt(&mut self, sandboxes: &[v1::Sandbox]) -> bool {
+    fn hurt(&mut self, args: &Args, sandboxes: &[v1::Sandbox]) -> bool {
         let running = |agent: usize| {
             let id = &self.cluster.agents[agent].name;
             let here = sandboxes.iter().filter(|found| found.agent_id == *id);
@@ -229,10 +253,13 @@ impl Campaign {
             return false;
         }
         let (agent, ran) = victims[self.dice.random_range(0..victims.len())].clone();
-        let fault = if self.dice.random_bool(0.5) { Fault::Killed } else { Fault::Stopped };
+        let fault = args.faults[self.dice.random_range(0..args.faults.len())];
         match fault {
             Fault::Killed => self.cluster.kill_agent(agent),
             Fault::Stopped => self.signal(agent, Signal::SIGSTOP),
+            Fault::CutOff => self.cluster.cut(agent, Cut::Both),
+            Fault::Unheard => self.cluster.cut(agent, Cut::FromAgent),
+            Fault::Deaf => self.cluster.cut(agent, Cut::ToAgent),
         }
         *self.faults.entry(fault).or_default() += 1;
         self.down.push(Down { agent, fault, since: Instant::now(), ran });
@@ -267,6 +294,7 @@ impl Campaign {
             match fault {
                 Fault::Killed => self.cluster.start_agent(agent),
                 Fault::Stopped => self.signal(agent, Signal::SIGCONT),
+                Fault::CutOff | Fault::Unheard | Fault::Deaf => self.cluster.cut(agent, Cut::Nothing),
             }
         }
     }
@@ -347,8 +375,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
         table.set_header([
-            "agents killed",
-            "stopped",
+            "agents",
             "leaders killed",
             "recovered",
             "lives",
@@ -357,11 +384,10 @@ impl Report {
             "p99",
             "max",
         ]);
-        let fault = |fault| self.faults.get(&fault).copied().unwrap_or(0).to_string();
+        let faults = self.faults.iter().map(|(fault, count)| format!("{count} {}", fault.name()));
         let seconds = |seconds: f64| format!("{seconds:.1} s");
         table.add_row([
-            fault(Fault::Killed),
-            fault(Fault::Stopped),
+            faults.collect::<Vec<_>>().join("\n"),
             self.leaders_killed.to_string(),
             self.recoveries.to_string(),
             self.lives.to_string(),

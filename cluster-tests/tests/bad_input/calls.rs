@@ -230,11 +230,13 @@ async fn fleet(node: &Raw, first: &v1::Sandbox) {
         let get = v1::GetAgentRequest { agent_id: agent_id.clone(), read: None };
         let cordon = v1::CordonAgentRequest { agent_id: agent_id.clone(), ..Default::default() };
         let uncordon = v1::UncordonAgentRequest { agent_id: agent_id.clone(), ..Default::default() };
+        let recover = v1::RecoverAgentRequest { agent_id: agent_id.clone(), ..Default::default() };
         let remove = v1::RemoveAgentRequest { agent_id: agent_id.clone(), ..Default::default() };
         let answers = [
             refused("get agent", fleet.get_agent(get).await),
             refused("cordon", fleet.cordon_agent(cordon).await),
             refused("uncordon", fleet.uncordon_agent(uncordon).await),
+            refused("recover agent", fleet.recover_agent(recover).await),
             refused("remove agent", fleet.remove_agent(remove).await),
         ];
         for answer in answers {

@@ -222,7 +222,9 @@ impl<R: Runtime> Loop<R> {
             Message::Closed { session } => self.plan(Input::Closed { session }, now).await,
             Message::SentAway { server, reason } => Err(AgentError::SentAway { server, reason }),
             Message::Runtime(input) => self.plan(input, now).await,
-            Message::Server { session, message, received } => self.hear(session, *message, received).await,
+            Message::Server { session, message, received, heard } => {
+                self.hear(session, *message, received, heard).await
+            }
         }
     }
 
@@ -231,6 +233,7 @@ impl<R: Runtime> Loop<R> {
         session: u64,
         message: v1::ServerMessage,
         received: BootTime,
+        heard: Option<BootTime>,
     ) -> Result<(), AgentError> {
         use v1::server_message::Body;
         match message.body {
@@ -245,7 +248,7 @@ impl<R: Runtime> Loop<R> {
             _ => {
                 // A session that obeys is welcomed, so the cluster is known.
                 let cluster_id = self.executor.state.fence.cluster_id.clone().unwrap_or_default();
-                let Some(mut command) = wire::command(session, message, received, cluster_id) else {
+                let Some(mut command) = wire::command(session, message, received, heard, cluster_id) else {
                     return Ok(());
                 };
                 command.body.judge(|spec| self.runtime.admit(spec));

@@ -34,6 +34,8 @@ pub(crate) enum Message {
         message: Box<v1::ServerMessage>,
         /// When.
         received: BootTime,
+        /// When the newest heartbeat was sent that had been acknowledged in this session by then.
+        heard: Option<BootTime>,
     },
     /// A control node wants the agent never to come back as it is.
     SentAway {

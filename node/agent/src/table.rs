@@ -17,6 +17,9 @@ pub struct Order {
     pub expires_at: Option<BootTime>,
     /// When it has to be dead if no leader is heard of; `None`: it may run on.
     pub lease: Option<LeaseTerms>,
+    /// When the newest heartbeat was sent that had been acknowledged, in the command's own session, before the command
+    /// came; `None`: none had. A lease begins with it.
+    pub heard: Option<BootTime>,
 }
 
 /// A sandbox that the agent knows.
@@ -235,6 +238,7 @@ mod tests {
             }),
             expires_at: expires_at.map(BootTime),
             lease: None,
+            heard: None,
         }
     }
 

@@ -94,7 +94,7 @@ pub struct Metrics {
     pub watchers_cut_off: Counter,
     /// Calls of the applier to agents, by call.
     pub applier_calls: Family<CallLabels, Counter>,
-    /// 1 while this node leads, and finds no other place for what is lost because most agents are.
+    /// On the leader: of so many agents nothing is started elsewhere because they were lost together.
     pub recovery_paused: Gauge,
     /// The newest revision at which a majority had the digests that this node has.
     pub digest_confirmed_revision: Number,
@@ -216,7 +216,7 @@ impl Metrics {
         to.register("applier_calls", "Calls of the applier to agents", self.applier_calls.clone());
         to.register(
             "recovery_paused",
-            "1 if most agents are lost, and recovery is paused",
+            "On the leader: agents whose sandboxes are not recovered, as most agents were lost together",
             self.recovery_paused.clone(),
         );
         to.register(

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::agents::{AgentGate, Sessions, members};
+use crate::agents::{AgentGate, Sessions, Turns, members};
 use crate::api::{self, Api};
 use crate::applier::{dispatch, losses};
 use crate::clock::{self, Clocks};
@@ -191,8 +191,9 @@ impl Parts {
             metrics: Arc::clone(&metrics),
             node: config.name.clone(),
             lost_after: config.lost_after,
-            clocks,
+            clocks: clocks.clone(),
             orphan_grace: config.orphan_grace,
+            turns: Turns::default(),
             stop: front.clone(),
             tasks: tasks.clone(),
         };
@@ -209,8 +210,8 @@ impl Parts {
         );
         tasks.spawn_on(losses, threads);
 
-        let api =
-            Api::new(config, raft.clone(), commands, sessions.clone(), Arc::clone(&metrics), front.clone());
+        let (raft_node, counted) = (raft.clone(), Arc::clone(&metrics));
+        let api = Api::new(config, raft_node, commands, sessions.clone(), counted, clocks, front.clone());
         let served = api::serve(listeners.api, api, gate, front.clone());
         let served = async move { served.await.map_err(|error| format!("serving clients failed: {error}")) };
         servers.spawn_on(served, threads);

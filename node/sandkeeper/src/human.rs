@@ -70,6 +70,13 @@ pub fn moment(nanos: i64) -> String {
         .map_or_else(|_| format!("{nanos}ns"), |time| time.strftime("%Y-%m-%d %H:%M:%S%.3fZ").to_string())
 }
 
+/// How far a clock is ahead, or behind: `+43.0ms`, `-3m12s`.
+pub fn skew(seconds: f64) -> String {
+    // Beyond the range it is the largest that there is.
+    let ahead = delta((seconds.abs() * 1e9) as i64);
+    if seconds < 0.0 { ahead.replacen('+', "-", 1) } else { ahead }
+}
+
 /// The time between two events, in the unit in which it is at least 1: `+12µs`, `+43.0ms`, `+1.250s`, `+3m12s`.
 pub fn delta(nanos: i64) -> String {
     let nanos = nanos.max(0);

@@ -86,6 +86,10 @@ impl FleetService for Fleet {
         Err(Status::unimplemented("no test asks for it"))
     }
 
+    async fn recover_agent(&self, _: Request<v1::RecoverAgentRequest>) -> Answered<v1::RecoverAgentResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
     async fn remove_agent(&self, _: Request<v1::RemoveAgentRequest>) -> Answered<v1::RemoveAgentResponse> {
         Err(Status::unimplemented("no test asks for it"))
     }

@@ -122,6 +122,20 @@ impl Draft {
         self.answer_agent(id)
     }
 
+    pub(super) fn recover_agent(&mut self, cause: &mut Cause, id: &AgentId) -> Result<Outcome, Rejection> {
+        let agent = self.agent_named(id)?;
+        if agent.status != AgentStatus::Lost {
+            return Err(Rejection::FailedPrecondition(format!(
+                "agent {id} is not LOST: what it runs needs no recovery"
+            )));
+        }
+        if !agent.recovery_resumed {
+            let reason = "no heartbeat; its sandboxes are given up";
+            self.push_agent(cause, id, EventKind::AgentRecoveryResumed, reason);
+        }
+        self.answer_agent(id)
+    }
+
     pub(super) fn drop_agent(
         &mut self,
         cause: &mut Cause,

@@ -93,7 +93,7 @@ impl Draft {
         }
         self.push_sandbox(cause, &sandbox, EventKind::SandboxReset, "reset by the caller");
         let revision = self.state().revision();
-        self.place_again(cause, &sandbox, around);
+        self.place_again(cause, &sandbox, None, around);
         Ok(self.answer_about(&sandbox, revision))
     }
 

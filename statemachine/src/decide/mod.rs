@@ -157,6 +157,7 @@ impl Draft {
             Command::LoseAgent { agent, incarnation } => Ok(self.lose_agent(cause, agent, *incarnation)),
             Command::CordonAgent { agent, reason } => self.cordon_agent(cause, agent, reason),
             Command::UncordonAgent(agent) => self.uncordon_agent(cause, agent),
+            Command::RecoverAgent(agent) => self.recover_agent(cause, agent),
             Command::RemoveAgent { agent, fenced } => self.drop_agent(cause, agent, *fenced),
             Command::RecoverSandbox { sandbox_id, generation } => {
                 Ok(self.recover_sandbox(cause, sandbox_id, *generation, around))
@@ -237,6 +238,7 @@ fn is_callers(command: &Command) -> bool {
         | Command::TerminateSandbox(_)
         | Command::CordonAgent { .. }
         | Command::UncordonAgent(_)
+        | Command::RecoverAgent(_)
         | Command::RemoveAgent { .. } => true,
         Command::CreateCluster { .. }
         | Command::RegisterAgent(_)

@@ -8,7 +8,7 @@ use super::Surroundings;
 use crate::decide::Outcome;
 use crate::draft::{Cause, Draft};
 use crate::event::EventKind;
-use crate::ids::{Generation, SandboxId};
+use crate::ids::{AgentId, Generation, SandboxId};
 use crate::placement::place;
 use crate::state::{AgentStatus, Phase, Sandbox};
 
@@ -43,15 +43,17 @@ impl Draft {
             }
             _ => return Outcome::Done,
         }
-        self.place_again(cause, &sandbox, around);
+        self.place_again(cause, &sandbox, None, around);
         Outcome::Done
     }
 
-    /// A sandbox that stands in the queue of its shape again may have an agent at once, if nobody stands before it.
+    /// A sandbox that stands in the queue of its shape again may have an agent at once, if nobody stands before it; another
+    /// one than `avoid`, if there is one.
     pub(super) fn place_again(
         &mut self,
         cause: &mut Cause,
         sandbox: &Sandbox,
+        avoid: Option<&AgentId>,
         around: &mut dyn Surroundings,
     ) {
         let shape = sandbox.spec.shape();
@@ -59,8 +61,9 @@ impl Draft {
             return;
         }
         let with_image = around.agents_with_image(&sandbox.spec.image);
-        let agent = place(self.state(), &shape, with_image, None).map(|agent| agent.spec.agent_id.clone());
-        if let Some(agent) = agent {
+        let elsewhere = avoid.and_then(|avoid| place(self.state(), &shape, with_image, Some(avoid)));
+        let found = elsewhere.or_else(|| place(self.state(), &shape, with_image, None));
+        if let Some(agent) = found.map(|agent| agent.spec.agent_id.clone()) {
             self.allocate(cause, &sandbox.id, agent, "");
         }
     }

@@ -42,7 +42,8 @@ impl Draft {
                     self.push_sandbox(cause, &sandbox, EventKind::SandboxTerminating, "expired");
                 } else if *lease_over && sandbox.status.wanted_lease().is_some() {
                     self.push_sandbox(cause, &sandbox, EventKind::AllocationReleased { generation }, reason);
-                    self.place_again(cause, &sandbox, around);
+                    // What it is told did not get there in time, and may not again.
+                    self.place_again(cause, &sandbox, Some(&report.agent), around);
                 } else {
                     self.fail(cause, &sandbox, Some(generation), *exit_code, reason);
                 }
@@ -129,7 +130,7 @@ impl Draft {
                     kind,
                     "was never started by its agent".to_owned(),
                 );
-                self.place_again(cause, sandbox, around);
+                self.place_again(cause, sandbox, None, around);
             }
             Phase::Running | Phase::Lost if current => {
                 self.fail(cause, sandbox, Some(generation), None, "vanished from its agent");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use imbl::OrdSet;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Revision};
+use crate::ids::{Digest, Revision, Timestamp};
 use crate::spec::{AgentSpec, Capacity};
 use crate::state::digest::digest_of;
 
@@ -29,6 +29,10 @@ pub struct Agent {
     pub cordoned: bool,
     /// Why it is as it is, for people.
     pub reason: String,
+    /// If it is LOST: since when.
+    pub lost_since: Option<Timestamp>,
+    /// If it is LOST: an operator has said that what it ran may be recovered although many agents were lost with it.
+    pub recovery_resumed: bool,
     /// The revision of the last change of what stands above.
     pub revision: Revision,
     /// The sum of the unreleased allocations. Derived.
@@ -50,6 +54,13 @@ impl Agent {
         self.status == AgentStatus::Ready && !self.cordoned
     }
 
+    /// It is heard of, and nothing is left of its loss.
+    pub(crate) fn return_to_ready(&mut self) {
+        self.status = AgentStatus::Ready;
+        self.lost_since = None;
+        self.recovery_resumed = false;
+    }
+
     /// Whether it is LOST, and has sandboxes that are not called so yet.
     pub(crate) fn is_unsettled(&self) -> bool {
         self.status == AgentStatus::Lost && self.live > 0
@@ -62,6 +73,7 @@ impl Agent {
     }
 
     pub(crate) fn digest(&self) -> Digest {
-        digest_of(&("agent", &self.spec, self.status, self.cordoned, &self.reason, self.revision))
+        let loss = (self.lost_since, self.recovery_resumed);
+        digest_of(&("agent", &self.spec, self.status, self.cordoned, &self.reason, loss, self.revision))
     }
 }

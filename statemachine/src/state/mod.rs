@@ -12,6 +12,7 @@ mod cluster;
 mod corrupt;
 pub(crate) mod digest;
 mod index;
+mod mass_loss;
 mod request;
 mod sandbox;
 
@@ -21,6 +22,7 @@ use std::ops::Bound;
 pub use agent::{Agent, AgentStatus};
 pub use cluster::{Cluster, Restored};
 use imbl::{OrdMap, OrdSet};
+pub use mass_loss::TOGETHER_NANOS;
 pub use request::{RequestKey, RequestRecord, RequestResult};
 pub use sandbox::{Held, Phase, Sandbox, Status};
 

@@ -85,6 +85,7 @@ pub fn every_kind() -> Entry {
         EventKind::ClusterRestored { cluster_id: Uuid::from_u128(0xc2) },
         EventKind::RestoreConfirmed,
         EventKind::AgentsRehomed { from: Uuid::from_u128(0xc1) },
+        EventKind::AgentRecoveryResumed,
     ];
     let events = kinds.into_iter().enumerate().map(|(index, kind)| Event { header: header(index), kind });
     Entry::new(41, 7, Timestamp(1_600_000_000_000_000_000), events.collect())
@@ -138,6 +139,7 @@ fn number(kind: &EventKind) -> u32 {
         EventKind::ClusterRestored { .. } => 19,
         EventKind::RestoreConfirmed => 20,
         EventKind::AgentsRehomed { .. } => 21,
+        EventKind::AgentRecoveryResumed => 22,
     }
 }
 
@@ -204,7 +206,8 @@ pub fn some_state() -> State {
     ask(&mut world, Command::ResetSandbox(by_name("reset")));
     ask(&mut world, Command::CordonAgent { agent: agent_id("a2"), reason: "disk".into() });
     let held = world.state.sandbox_named(&name("lost")).unwrap().holder().unwrap().clone();
-    world.must(Command::LoseAgent { agent: held, incarnation: incarnation(1, 1) });
+    world.must(Command::LoseAgent { agent: held.clone(), incarnation: incarnation(1, 1) });
+    ask(&mut world, Command::RecoverAgent(held));
     world.state
 }
 
@@ -213,7 +216,7 @@ fn entries_of_format_1_are_written_and_read_as_ever() {
     let entry = every_kind();
     let kinds: std::collections::BTreeSet<u32> =
         entry.events.iter().map(|event| number(&event.kind)).collect();
-    assert!(kinds.into_iter().eq(0..22), "every kind of event is in the entry");
+    assert!(kinds.into_iter().eq(0..23), "every kind of event is in the entry");
     assert_eq!(hex(entry.encoded()), ENTRY.trim(), "the encoding has changed");
     assert_eq!(Entry::decode(&Bytes::from(unhex(ENTRY))).unwrap(), entry);
 }

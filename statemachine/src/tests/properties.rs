@@ -234,8 +234,15 @@ fn random_commands_reach_every_kind_of_event_and_refusal() {
     let codes =
         ["INVALID", "SANDBOX_NOT_FOUND", "AGENT_NOT_FOUND", "NAME_TAKEN", "REQUEST_ID_REUSED", "ROLLED_BACK"];
     let more = ["NO_CAPACITY", "REVISION_MOVED", "FAILED_PRECONDITION"];
-    let agents =
-        ["AgentRegistered", "AgentLost", "AgentReturned", "AgentCordoned", "AgentUncordoned", "AgentRemoved"];
+    let agents = [
+        "AgentRegistered",
+        "AgentLost",
+        "AgentReturned",
+        "AgentCordoned",
+        "AgentUncordoned",
+        "AgentRecoveryResumed",
+        "AgentRemoved",
+    ];
     let sandboxes = ["SandboxCreated", "SandboxAllocated", "SandboxRunning", "SandboxFailed", "SandboxLost"];
     let ends = [
         "SandboxUpdated",

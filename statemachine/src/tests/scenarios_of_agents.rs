@@ -36,6 +36,19 @@ scenarios! {
         report a1 fails 1 start-failed reason=no_such_program
         show
     ";
+    recovery_resumed: "
+        agent a1
+        recover-agent a1 id=r1
+        lose a1
+        recover-agent a1 id=r1
+        recover-agent a1 id=r2
+        recover-agent a2
+        show
+        # What was said of a loss ends with it.
+        agent a1
+        recover-agent a1 id=r1
+        show
+    ";
     recovery: "
         agent a1 slots=2
         agent a2 slots=2
@@ -63,6 +76,17 @@ scenarios! {
         recover web 2
         uncordon a1
         show
+    ";
+    the_end_of_a_lease_moves_a_sandbox: "
+        agent a1
+        agent a2
+        create web policy=auto
+        report a1 web 1 running
+        # Its agent hears nobody, or too late: another one is better, though by load and name it would come first.
+        report a1 web 1 exited reason=lease_over lease-ended
+        cordon a1
+        # There is no other one.
+        report a2 web 2 exited reason=lease_over lease-ended
     ";
     recovery_of_what_failed: "
         agent a1 slots=1

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! agent A [slots=1 cpu=8000 mem=8000 pool=p labels=k:v ledger=1 start=1]      lose A [ledger= start=]
-//! cordon A [reason=text]   uncordon A   remove A [fenced]                      image I A,B
+//! cordon A [reason=text]   uncordon A   remove A [fenced]   recover-agent A    image I A,B
 //! create NAME [strong] [wait=5s] [ttl=5s] [at=5s] [cpu= mem= ports=1,2 select=k:v pool= image= labels= policy=auto]
 //! update S [expire=5s|never] [labels=k:v] [policy=auto|manual] [timeout=5]     reset S   terminate S
 //! report A S GENERATION running|exited|start-failed|absent|refused [code=1] [reason=text] [endpoints=a:1] [expired]
@@ -159,6 +159,7 @@ impl Stage {
                 let (agent, reason) = (agent_id(words.at(1)), words.text("reason"));
                 (Command::CordonAgent { agent, reason }, caller)
             }
+            "recover-agent" => (Command::RecoverAgent(agent_id(words.at(1))), caller),
             "uncordon" => (Command::UncordonAgent(agent_id(words.at(1))), caller),
             "remove" => {
                 let (agent, fenced) = (agent_id(words.at(1)), words.has("fenced"));
@@ -388,12 +389,18 @@ fn restored_line(cluster: Cluster) -> Option<String> {
 }
 
 fn agent_line(agent: &Agent) -> String {
-    let Agent { spec, status, cordoned, reason, revision, allocated, ports, .. } = agent;
-    let cordoned = if *cordoned { ", cordoned" } else { "" };
+    let Agent { spec, status, cordoned, reason, revision, allocated, ports, lost_since, .. } = agent;
+    let mut marks = if *cordoned { ", cordoned".to_owned() } else { String::new() };
+    if lost_since.is_some() {
+        write!(marks, " since {}", seconds(*lost_since)).unwrap();
+    }
+    if agent.recovery_resumed {
+        marks.push_str(", recovery resumed");
+    }
     let reason = if reason.is_empty() { String::new() } else { format!(": {reason}") };
     let ports: Vec<_> = ports.iter().collect();
     format!(
-        "agent {} {status:?}{cordoned}, start {}, {} of {} slots, cpu {}, memory {}, ports {ports:?}, rev {revision}{reason}",
+        "agent {} {status:?}{marks}, start {}, {} of {} slots, cpu {}, memory {}, ports {ports:?}, rev {revision}{reason}",
         spec.agent_id,
         spec.incarnation.start,
         allocated.slots,

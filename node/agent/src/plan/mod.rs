@@ -378,6 +378,8 @@ impl fmt::Display for Sandbox {
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;

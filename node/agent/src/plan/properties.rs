@@ -55,6 +55,7 @@ fn any_order() -> impl Strategy<Value = Order> {
             }),
             expires_at: expires_at.map(BootTime),
             lease: None,
+            heard: None,
         },
     )
 }

@@ -125,6 +125,7 @@ impl Script {
                 }),
                 expires_at,
                 lease,
+                heard: None,
             }),
             "unusable" => Body::Unusable {
                 sandbox_id: line.word(1),
@@ -148,7 +149,7 @@ impl Script {
             // What the agent found at its start.
             let (sandbox_id, cluster_id) = (line.word(1), line.text("label"));
             let spec = SandboxSpec { sandbox_id, cluster_id, generation: 1, ..SandboxSpec::default() };
-            let order = Order { spec: Arc::new(spec), expires_at: None, lease: None };
+            let order = Order { spec: Arc::new(spec), expires_at: None, lease: None, heard: None };
             self.state.table.put(Sandbox::creating(order).in_phase(crate::table::Phase::Running));
             return;
         }

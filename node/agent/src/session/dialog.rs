@@ -87,6 +87,7 @@ pub(super) async fn run(
         node: String::new(),
         heartbeats: 0,
         unacknowledged: VecDeque::new(),
+        heard: None,
     };
     let end = dialog.go_on(&close).await;
     // After this nothing of the session is in the mailbox: what the loop says from now on is said with all of it known.
@@ -110,6 +111,8 @@ struct Dialog<'a> {
     heartbeats: u64,
     /// The numbers of heartbeats, and when they were sent.
     unacknowledged: VecDeque<(u64, BootTime)>,
+    /// When the newest heartbeat was sent that is acknowledged.
+    heard: Option<BootTime>,
 }
 
 impl Dialog<'_> {
@@ -172,7 +175,7 @@ impl Dialog<'_> {
         match &message.body {
             None => return None,
             Some(Down::HeartbeatAck(ack)) => {
-                self.acknowledged(ack.number);
+                self.acknowledged(ack.number, received);
                 return None;
             }
             Some(Down::Goodbye(goodbye)) => return Some(self.goodbye(goodbye).await),
@@ -189,7 +192,8 @@ impl Dialog<'_> {
             }
             Some(_) => {}
         }
-        let message = Message::Server { session: self.number, message: Box::new(message), received };
+        let (session, heard) = (self.number, self.heard);
+        let message = Message::Server { session, message: Box::new(message), received, heard };
         match self.sessions.mailbox.send(message).await {
             Ok(()) => None,
             Err(_) => Some(End::Cancelled),
@@ -197,10 +201,13 @@ impl Dialog<'_> {
     }
 
     /// A leader has led, with a quorum, after it had received that heartbeat.
-    fn acknowledged(&mut self, number: u64) {
+    fn acknowledged(&mut self, number: u64, known: BootTime) {
         while let Some((sent, at)) = self.unacknowledged.pop_front_if(|(sent, _)| *sent <= number) {
-            if let Some(lease) = self.sessions.lease.as_ref().filter(|_| sent == number) {
-                lease.acknowledged(at);
+            if sent == number {
+                self.heard = self.heard.max(Some(at));
+                if let Some(lease) = &self.sessions.lease {
+                    lease.acknowledged(at, known);
+                }
             }
         }
     }

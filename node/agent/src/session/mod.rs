@@ -11,9 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
+use rand::RngExt;
 use sandkeeper_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::dialog::End;
@@ -33,6 +35,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often an address of a node that has a session by another address is looked at again.
 const SAME_NODE_PAUSE: Duration = Duration::from_secs(1);
+/// After a session that lasted so long the pauses begin at the shortest again. A node that takes agents in and loses them at
+/// once is as little helped by haste as one that is not reached.
+const LASTED: Duration = Duration::from_secs(10);
 
 /// What sessions say about the agent and the loop changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,8 +181,12 @@ async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: Cancellat
             }
         }
         let number = sessions.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let begun = Instant::now();
         let end = dialog::run(&sessions, address, number, &token).await;
         sessions.nodes().sessions.retain(|_, session| *session != number);
+        if begun.elapsed() >= LASTED && !matches!(end, End::NotReached(_)) {
+            backoff = pauses();
+        }
         let mut next_pause = || backoff.next().unwrap_or(LONGEST_PAUSE).min(LONGEST_PAUSE);
         let pause = match end {
             End::Cancelled => return,
@@ -191,14 +200,12 @@ async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: Cancellat
             End::Lost(error) => {
                 tracing::warn!(server = %address, session = number, error, "session lost");
                 failures = 0;
-                backoff = pauses();
-                backoff.next().unwrap_or(FIRST_PAUSE)
+                next_pause()
             }
             End::Goodbye { reason, retry_after } => {
                 tracing::info!(server = %address, session = number, reason, "the control node ended the session");
                 failures = 0;
-                backoff = pauses();
-                retry_after.max(backoff.next().unwrap_or(FIRST_PAUSE))
+                scattered(retry_after.max(next_pause()))
             }
             End::Superseded => {
                 tracing::info!(server = %address, session = number, "the node has a newer session by another address");
@@ -212,4 +219,23 @@ async fn keep_one(sessions: Arc<Sessions>, address: SocketAddr, token: Cancellat
         }
     }
     sessions.nodes().names.remove(&address);
+}
+
+/// A pause that a control node asked for, and up to as much again: it asks all of its agents at one moment, and they are not
+/// to come back at one moment.
+fn scattered(pause: Duration) -> Duration {
+    pause.mul_f64(rand::rng().random_range(1.0..2.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn agents_that_are_sent_away_together_do_not_come_back_together() {
+        let second = Duration::from_secs(1);
+        let pauses: std::collections::BTreeSet<_> =
+            (0..1_000).map(|_| scattered(second).as_millis() / 100).collect();
+        assert!(pauses.iter().eq((10..20).collect::<Vec<_>>().iter()), "{pauses:?}");
+    }
 }

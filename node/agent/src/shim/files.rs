@@ -60,6 +60,9 @@ pub struct Instructions {
     pub expires_at: Option<BootTime>,
     /// When the sandbox has to be dead if no leader is heard of.
     pub lease: Option<LeaseTerms>,
+    /// Since when it is kept under these terms: gaps between acknowledgements that were over by then break no lease.
+    #[serde(default)]
+    pub leased_since: BootTime,
     /// The time between SIGTERM and SIGKILL.
     pub grace: Duration,
 }

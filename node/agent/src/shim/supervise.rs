@@ -23,7 +23,7 @@ use super::{
     ExitRecord, Folder, ID_VARIABLE, Instructions, Outcome, SECOND_STAGE, ShimProcess, ShimSpec, StageError,
 };
 use crate::boottime::BootTime;
-use crate::lease;
+use crate::lease::{self, Acknowledged};
 
 /// What the shim acts upon. Everything else stays blocked and pending for ever.
 fn signals() -> SigSet {
@@ -81,7 +81,7 @@ struct Shim {
     kill_at: Option<BootTime>,
     /// It was asked to because its time was over.
     expired: bool,
-    /// When it has to be killed unless the agent has written down a newer acknowledgement by then.
+    /// When it has to be killed unless the agent has written down a newer acknowledgement by then; or when it had to be.
     lease_until: Option<BootTime>,
     /// It was killed because its lease was over.
     lease_over: bool,
@@ -244,9 +244,9 @@ impl Shim {
         let acknowledged = lease::read(&self.spec.lease_file, &self.spec.boot_id).unwrap_or_else(|error| {
             // Without proof that a leader was heard of none was.
             let _ = writeln!(io::stderr(), "the lease can't be read: {error}");
-            None
+            Acknowledged::default()
         });
-        self.lease_until = Some(terms.deadline(acknowledged.unwrap_or(BootTime(0))));
+        self.lease_until = Some(acknowledged.end_of(terms, self.instructions.leased_since));
     }
 
     /// Kills at once: another agent may start the next generation a moment later.

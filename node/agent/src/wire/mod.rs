@@ -29,17 +29,18 @@ pub(crate) fn incarnation(incarnation: &Incarnation) -> v1::Incarnation {
     v1::Incarnation { ledger_id: incarnation.ledger_id.clone(), start: incarnation.start }
 }
 
-/// The command that a message carries; `None` if its body is none. `now`: when it was received.
+/// The command that a message carries; `None` if its body is none. `now`: when it was received; `heard`: see [`Order`];
 /// `cluster_id`: the label of what it has started.
 pub(crate) fn command(
     session: u64,
     message: v1::ServerMessage,
     now: BootTime,
+    heard: Option<BootTime>,
     cluster_id: String,
 ) -> Option<Command> {
     use v1::server_message::Body as Wire;
     let body = match message.body? {
-        Wire::Create(create) => create_body(create, now, cluster_id),
+        Wire::Create(create) => create_body(create, now, heard, cluster_id),
         Wire::Adopt(adopt) => Body::Adopt { sandbox_id: adopt.sandbox_id, generation: adopt.generation },
         Wire::Terminate(terminate) => {
             Body::Terminate { sandbox_id: terminate.sandbox_id, generation: terminate.generation }
@@ -67,9 +68,14 @@ pub(crate) fn command(
     })
 }
 
-fn create_body(create: v1::CreateCommand, now: BootTime, cluster_id: String) -> Body {
+fn create_body(
+    create: v1::CreateCommand,
+    now: BootTime,
+    heard: Option<BootTime>,
+    cluster_id: String,
+) -> Body {
     let (sandbox_id, generation) = (create.sandbox_id.clone(), create.generation);
-    match order(create, now, cluster_id) {
+    match order(create, now, heard, cluster_id) {
         Ok(order) => Body::Create(order),
         Err(reason) => Body::Unusable { sandbox_id, generation, reason },
     }
@@ -79,7 +85,12 @@ fn terms(lease: v1::Lease) -> LeaseTerms {
     LeaseTerms { length: Duration::from_millis(lease.length_millis), revision: lease.revision }
 }
 
-fn order(create: v1::CreateCommand, now: BootTime, cluster_id: String) -> Result<Order, String> {
+fn order(
+    create: v1::CreateCommand,
+    now: BootTime,
+    heard: Option<BootTime>,
+    cluster_id: String,
+) -> Result<Order, String> {
     if !is_usable_id(&create.sandbox_id) {
         return Err(format!("sandbox id {:?} can't be used as the name of a folder", create.sandbox_id));
     }
@@ -94,6 +105,7 @@ fn order(create: v1::CreateCommand, now: BootTime, cluster_id: String) -> Result
     Ok(Order {
         expires_at: create.expires_in_nanos.map(|nanos| now.after_nanos(nanos)),
         lease: create.lease.map(terms),
+        heard,
         spec: Arc::new(SandboxSpec {
             cpu_millis: amount("cpu_millis", resources.cpu_millis)?,
             memory_bytes: amount("memory_bytes", resources.memory_bytes)?,
@@ -131,7 +143,7 @@ mod tests {
             (v1::CreateCommand { exposed_ports: vec![80, 65_536], ..create("a") }, "65536 is not a port"),
             (v1::CreateCommand { exposed_ports: vec![0], ..create("a") }, "0 is not a port"),
         ] {
-            let Body::Unusable { reason, .. } = create_body(bad, BootTime(0), String::new()) else {
+            let Body::Unusable { reason, .. } = create_body(bad, BootTime(0), None, String::new()) else {
                 panic!("{says} is usable")
             };
             assert!(reason.contains(says), "{reason}");

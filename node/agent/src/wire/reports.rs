@@ -206,7 +206,7 @@ mod tests {
                 cluster_id: "ours".to_owned(),
                 ..SandboxSpec::default()
             };
-            let order = Order { spec: Arc::new(spec), expires_at: None, lease: None };
+            let order = Order { spec: Arc::new(spec), expires_at: None, lease: None, heard: None };
             let sandbox = Sandbox::creating(order).in_phase(phase.clone());
             table.put(Sandbox { generation: *generation, ..sandbox });
         }
@@ -265,7 +265,7 @@ mod tests {
                 args: vec!["x".repeat(60_000)],
                 ..SandboxSpec::default()
             };
-            let order = Order { spec: Arc::new(spec), expires_at: None, lease: None };
+            let order = Order { spec: Arc::new(spec), expires_at: None, lease: None, heard: None };
             state.table.put(Sandbox::creating(order).in_phase(Phase::Running));
         }
         let parts = inventory(&state, 1, "h");

@@ -47,6 +47,15 @@ impl Client {
         unary!(self, fleet, uncordon_agent, Kind::SHORT, request)
     }
 
+    /// Recovers what a LOST agent ran although many agents were lost together with it.
+    pub async fn recover_agent(
+        &self,
+        mut request: v1::RecoverAgentRequest,
+    ) -> Result<v1::RecoverAgentResponse, ClientError> {
+        with_request_id(&mut request.request_id);
+        unary!(self, fleet, recover_agent, Kind::SHORT, request)
+    }
+
     /// Takes an agent out of the state.
     pub async fn remove_agent(
         &self,

@@ -4,6 +4,7 @@ pub mod members;
 mod service;
 mod session;
 mod tunnels;
+mod turns;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,8 @@ use tokio_util::sync::CancellationToken;
 pub use service::AgentGate;
 pub use tunnels::MAX_TUNNELS;
 use tunnels::Tunnels;
+pub(crate) use turns::LONGEST_TURN;
+pub use turns::Turns;
 
 /// Messages to one agent that wait to be sent. A reconcile that finds it full goes on when there is room.
 pub(crate) const OUTBOX: usize = 1_024;
@@ -156,6 +159,11 @@ impl Sessions {
         }
         sessions.insert(session.spec.agent_id.clone(), session);
         Ok(())
+    }
+
+    /// An agent that gets no session was heard of all the same.
+    fn heard(&self, spec: &AgentSpec) {
+        lock(&self.departed).insert(spec.agent_id.clone(), (spec.incarnation, Instant::now()));
     }
 
     /// Takes a session out, unless a newer one has taken its place.

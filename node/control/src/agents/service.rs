@@ -15,8 +15,8 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::info;
 use uuid::Uuid;
 
-use super::session::{self, goodbye, not_yet};
-use super::{Dirty, NotEntered, OUTBOX, Session, Sessions, wire};
+use super::session::{self, farewell, goodbye, not_yet};
+use super::{Dirty, NotEntered, OUTBOX, Session, Sessions, Turns, wire};
 use crate::clock::Clocks;
 use crate::commands::Commands;
 use crate::decider::LeaderKnowledge;
@@ -52,6 +52,8 @@ pub struct AgentGate {
     pub clocks: Clocks,
     /// How long something unknown may stay on an agent.
     pub orphan_grace: Duration,
+    /// So that not all agents are registered at once.
+    pub turns: Turns,
     /// Ends all sessions.
     pub stop: CancellationToken,
     /// Owns the sessions' tasks.
@@ -130,7 +132,14 @@ impl AgentService for AgentGate {
             predecessor_id: String::new(),
         };
         let (answer, stays) = match belonging(&cluster, &hello.cluster_id) {
-            Belonging::Ours => (wire::welcome(welcome), true),
+            Belonging::Ours => match self.turns.come_back_in() {
+                None => (wire::welcome(welcome), true),
+                Some(retry_after_millis) => {
+                    self.sessions.heard(&spec);
+                    let reason = "more agents than this node takes in at once are here";
+                    (farewell(reason, retry_after_millis, false), false)
+                }
+            },
             // It changes over, and comes back as one of ours.
             Belonging::Moves => {
                 let predecessor_id = hello.cluster_id.clone();

@@ -156,7 +156,7 @@ pub(super) fn not_yet(reason: &str) -> v1::ServerMessage {
     farewell(reason, NOT_YET_MILLIS, false)
 }
 
-fn farewell(reason: &str, retry_after_millis: u32, fatal: bool) -> v1::ServerMessage {
+pub(super) fn farewell(reason: &str, retry_after_millis: u32, fatal: bool) -> v1::ServerMessage {
     let goodbye = v1::Goodbye { reason: reason.to_owned(), retry_after_millis, fatal };
     v1::ServerMessage { body: Some(server_message::Body::Goodbye(goodbye)), ..v1::ServerMessage::default() }
 }

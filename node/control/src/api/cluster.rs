@@ -1,5 +1,6 @@
 //! `ClusterService`: the control nodes themselves.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -15,6 +16,7 @@ use super::convert::{cluster as convert, invalid};
 use super::status::{Problem, membership, rejected, unavailable};
 use crate::history::Digests;
 use crate::raft::digests::NoDigests;
+use crate::raft::node::{NodeStatus, Role};
 
 /// A membership change includes that a node catches up, and a snapshot that it is written.
 const ADMIN_DEADLINE: Duration = Duration::from_mins(2);
@@ -29,8 +31,13 @@ type Answer<T> = Result<Response<T>, Status>;
 
 impl Api {
     fn members(&self) -> Vec<v1::Member> {
-        let status = self.parts().raft.status();
-        status.members.iter().map(|member| convert::member(member, &status)).collect()
+        self.members_of(&self.parts().raft.status())
+    }
+
+    fn members_of(&self, status: &NodeStatus) -> Vec<v1::Member> {
+        let leads = status.role == Role::Leader;
+        let skews = if leads { self.parts().clocks.skews(status.term) } else { BTreeMap::new() };
+        status.members.iter().map(|member| convert::member(member, status, &skews)).collect()
     }
 
     /// Waits until a snapshot contains everything that is applied now.
@@ -135,7 +142,7 @@ impl ClusterService for Api {
             history_digest: status.digests.history.to_string(),
             state_digest: status.digests.state.to_string(),
             cluster_version: version,
-            members: status.members.iter().map(|member| convert::member(member, &status)).collect(),
+            members: self.members_of(&status),
             agents_connected: parts.sessions.count() as u64,
             uptime_seconds: self.inner.started.elapsed().as_secs(),
             restored: cluster.and_then(|cluster| cluster.restored).map(convert::restored),

@@ -14,13 +14,14 @@ use super::status::{fault, rejected};
 type Answer<T> = Result<Response<T>, Status>;
 
 impl Api {
-    /// An agent as the wire tells it, with its session with this node.
-    fn tell_agent(&self, agent: &Agent) -> v1::Agent {
-        convert::agent(agent, self.parts().sessions.connection_id(&agent.spec.agent_id))
+    /// Agents as they are in this state, with their sessions with this node.
+    fn tell_agents<'a>(&self, state: &State, agents: impl IntoIterator<Item = &'a Agent>) -> Vec<v1::Agent> {
+        convert::agents(state, agents, |id| self.parts().sessions.connection_id(id))
     }
 
-    fn tell_agents(&self, state: &State) -> Vec<v1::Agent> {
-        state.agents().map(|agent| self.tell_agent(agent)).collect()
+    /// An agent as a command left it. Of the other agents this node may know more by now.
+    fn tell_changed(&self, agent: &Agent) -> Option<v1::Agent> {
+        self.tell_agents(&self.parts().raft.replica().state(), [agent]).pop()
     }
 
     async fn change_agent(&self, request: CoreRequest, deadline: Instant) -> Result<Agent, Status> {
@@ -41,7 +42,7 @@ impl FleetService for Api {
     async fn list_agents(&self, request: Request<v1::ListAgentsRequest>) -> Answer<v1::ListAgentsResponse> {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let read = self.read(request.into_inner().read, call.deadline).await?;
-        let agents = self.tell_agents(&read.state);
+        let agents = self.tell_agents(&read.state, read.state.agents());
         Ok(Response::new(v1::ListAgentsResponse { header: Some(self.header(&read)), agents }))
     }
 
@@ -51,7 +52,7 @@ impl FleetService for Api {
         let id = convert::only_agent_id(&request.agent_id).map_err(|rejection| rejected(&rejection))?;
         let read = self.read(request.read, call.deadline).await?;
         let Some(agent) = read.state.agent(&id) else { return Err(rejected(&Rejection::AgentNotFound(id))) };
-        let agent = Some(self.tell_agent(agent));
+        let agent = self.tell_agents(&read.state, [agent]).pop();
         Ok(Response::new(v1::GetAgentResponse { header: Some(self.header(&read)), agent }))
     }
 
@@ -63,7 +64,7 @@ impl FleetService for Api {
         let read = self.read(request.into_inner().read, call.deadline).await?;
         Ok(Response::new(v1::GetCapacityResponse {
             header: Some(self.header(&read)),
-            agents: self.tell_agents(&read.state),
+            agents: self.tell_agents(&read.state, read.state.agents()),
             ..convert::fleet(&read.state)
         }))
     }
@@ -77,7 +78,7 @@ impl FleetService for Api {
         let command = command.map_err(|rejection| rejected(&rejection))?;
         let agent = self.change_agent(command, call.deadline).await?;
         let header = Some(self.header_written(agent.revision));
-        Ok(Response::new(v1::CordonAgentResponse { header, agent: Some(self.tell_agent(&agent)) }))
+        Ok(Response::new(v1::CordonAgentResponse { header, agent: self.tell_changed(&agent) }))
     }
 
     async fn uncordon_agent(
@@ -89,7 +90,19 @@ impl FleetService for Api {
         let command = command.map_err(|rejection| rejected(&rejection))?;
         let agent = self.change_agent(command, call.deadline).await?;
         let header = Some(self.header_written(agent.revision));
-        Ok(Response::new(v1::UncordonAgentResponse { header, agent: Some(self.tell_agent(&agent)) }))
+        Ok(Response::new(v1::UncordonAgentResponse { header, agent: self.tell_changed(&agent) }))
+    }
+
+    async fn recover_agent(
+        &self,
+        request: Request<v1::RecoverAgentRequest>,
+    ) -> Answer<v1::RecoverAgentResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        let command = convert::recover(&request.into_inner(), call.actor, &self.parts().retention);
+        let command = command.map_err(|rejection| rejected(&rejection))?;
+        let agent = self.change_agent(command, call.deadline).await?;
+        let header = Some(self.header_written(agent.revision));
+        Ok(Response::new(v1::RecoverAgentResponse { header, agent: self.tell_changed(&agent) }))
     }
 
     async fn remove_agent(

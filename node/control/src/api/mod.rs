@@ -53,6 +53,7 @@ pub use serve::{MAX_STREAMS, serve};
 pub use watch::MAX_WATCHERS;
 
 use crate::agents::Sessions;
+use crate::clock::Clocks;
 use crate::commands::Commands;
 use crate::config::Config;
 use crate::metrics::{CommandLabels, Metrics};
@@ -81,6 +82,7 @@ struct Inner {
 /// What the services are made of.
 struct Parts {
     raft: RaftNode,
+    clocks: Clocks,
     commands: Commands,
     sessions: Sessions,
     metrics: Arc<Metrics>,
@@ -105,11 +107,13 @@ impl Api {
         commands: Commands,
         sessions: Sessions,
         metrics: Arc<Metrics>,
+        clocks: Clocks,
         stop: CancellationToken,
     ) -> Self {
         let retention =
             Retention { caller: config.request_retention, server: config.server_request_retention };
-        let parts = Parts { raft, commands, sessions, metrics, retention, stop, tasks: TaskTracker::new() };
+        let tasks = TaskTracker::new();
+        let parts = Parts { raft, clocks, commands, sessions, metrics, retention, stop, tasks };
         let inner = Inner {
             parts,
             started: Instant::now(),
@@ -209,6 +213,7 @@ fn kind_of(command: &Command) -> &'static str {
         Command::TerminateSandbox(_) => "terminate_sandbox",
         Command::CordonAgent { .. } => "cordon_agent",
         Command::UncordonAgent(_) => "uncordon_agent",
+        Command::RecoverAgent(_) => "recover_agent",
         Command::RemoveAgent { .. } => "remove_agent",
         Command::ConfirmRestore => "confirm_restore",
         Command::RehomeAgents { .. } => "rehome_agents",

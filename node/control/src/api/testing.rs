@@ -100,7 +100,7 @@ impl World {
         SandboxName { namespace: Label::default_name(), name: name.parse().unwrap() }
     }
 
-    fn run(&mut self, command: Command, actor: Actor) -> Outcome {
+    pub(crate) fn run(&mut self, command: Command, actor: Actor) -> Outcome {
         self.ask(&Request { actor, id: None, command }).unwrap()
     }
 

@@ -54,7 +54,10 @@ fn wake(event: &Event, state: &State, sessions: &Sessions) {
     let subject = &event.header.subject;
     let Some((id, _)) = &subject.sandbox else {
         if let Some(agent) = &subject.agent
-            && !matches!(event.kind, EventKind::AgentCordoned | EventKind::AgentUncordoned)
+            && !matches!(
+                event.kind,
+                EventKind::AgentCordoned | EventKind::AgentUncordoned | EventKind::AgentRecoveryResumed
+            )
             && let Some(session) = sessions.get(agent)
         {
             session.dirty.mark_all();

@@ -79,7 +79,7 @@ pub async fn run(
             info!(%sandbox_id, generation, "another place is looked for");
             Command::RecoverSandbox { sandbox_id, generation }
         });
-        metrics.recovery_paused.set(recovery.is_paused().into());
+        metrics.recovery_paused.set(i64::try_from(recovery.paused_agents()).unwrap_or(i64::MAX));
         join_all(lost.chain(due).map(|command| {
             let commands = &commands;
             async move {

@@ -9,6 +9,7 @@
 
 pub mod dispatch;
 pub mod losses;
+mod pause;
 mod reconcile;
 mod recovery;
 mod silence;

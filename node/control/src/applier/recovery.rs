@@ -2,15 +2,15 @@
 //!
 //! A LOST one may be when its agent has been silent for longer than the lease that it is known to be kept under: whoever
 //! guards it has ended it before (`docs/guarantees.md`). A FAILED one is known to be gone; it waits its recovery timeout
-//! so that what always fails is not started all the time.
+//! so that what always fails is not started all the time. What was lost together with most other agents waits ([`Pause`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sandkeeper_statemachine::{AgentStatus, Generation, Phase, Sandbox, SandboxId, State};
+use sandkeeper_statemachine::{Generation, Phase, Sandbox, SandboxId, State};
 use tokio::time::Instant;
-use tracing::{error, info};
 
+use super::pause::Pause;
 use super::silence::LastHeard;
 
 /// Sandboxes that one look hands to the decider: the next look, a quarter of a second later, takes the next ones.
@@ -21,14 +21,13 @@ const MAX_AT_ONCE: usize = 500;
 pub(super) struct Recovery {
     /// When this leader first saw what has FAILED.
     failed: BTreeMap<SandboxId, (Generation, Instant)>,
-    paused: bool,
+    pause: Pause,
 }
 
 impl Recovery {
-    /// Whether most agents are lost. Then it is more likely that this node is cut off from them (a switch, a bad answer of
-    /// DNS) than that they are all dead, and the rest could not take what they ran.
-    pub(super) fn is_paused(&self) -> bool {
-        self.paused
+    /// Of how many agents nothing is started elsewhere because they were lost together.
+    pub(super) fn paused_agents(&self) -> usize {
+        self.pause.agents()
     }
 
     /// What may be started elsewhere now.
@@ -38,13 +37,18 @@ impl Recovery {
         heard: &LastHeard,
         now: Instant,
     ) -> Vec<(SandboxId, Generation)> {
-        self.pause_if_most_are_lost(state);
+        let paused = state.recovery_paused();
+        let (mut waiting_agents, mut waiting) = (BTreeSet::new(), 0);
         let mut failed = BTreeMap::new();
         let mut due = Vec::new();
         for sandbox in state.recoverable() {
             let generation = sandbox.status.generation;
             let since = match sandbox.status.phase {
-                Phase::Lost if self.paused => continue,
+                Phase::Lost if let Some(agent) = sandbox.holder().filter(|agent| paused.contains(*agent)) => {
+                    waiting_agents.insert(agent.clone());
+                    waiting += 1;
+                    continue;
+                }
                 Phase::Lost => lost_for(sandbox, heard, now),
                 _ => {
                     let known = self.failed.get(&sandbox.id).filter(|(known, _)| *known == generation);
@@ -59,24 +63,8 @@ impl Recovery {
             }
         }
         self.failed = failed;
+        self.pause.note(waiting_agents, waiting, now);
         due
-    }
-
-    fn pause_if_most_are_lost(&mut self, state: &State) {
-        let all = state.agent_count();
-        let lost = state.agents().filter(|agent| agent.status == AgentStatus::Lost).count();
-        let paused = lost * 2 > all;
-        if paused && !self.paused {
-            error!(
-                lost,
-                all,
-                "more than half of the agents are lost: recovery is paused until they are back; take out those that are \
-                 gone for good with `sandkeeper agents remove AGENT --fenced`"
-            );
-        } else if self.paused && !paused {
-            info!(lost, all, "most agents are there again: recovery goes on");
-        }
-        self.paused = paused;
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod heartbeat;
 mod sending;
+mod turn;
 mod unknown;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,15 +13,16 @@ use sandkeeper_proto::v1::{self, server_message::Body};
 use sandkeeper_statemachine::{
     Actor, Agent, AgentStatus, Command, Rejection, ReportedState, Request, Sandbox, SandboxId, State, Term,
 };
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use self::sending::{MAX_REPORTS, REPORT_DEADLINE, Told};
+use self::turn::Turn;
 use self::unknown::Unknown;
 use super::reconcile::{Actual, AgentView, Sent, SentKind, Step, reconcile};
-use crate::agents::{AgentGate, Marked, Session, wire};
+use crate::agents::{AgentGate, Marked, Session, Turns, wire};
 use crate::clock::LeaderClock;
 use crate::commands::{Commands, SubmitError};
 use crate::decider::LeaderKnowledge;
@@ -40,6 +42,7 @@ enum Finished {
     Registered(Result<(), SubmitError>),
     Reported(SandboxId, bool),
     Confirmed(u64, bool),
+    Turn(OwnedSemaphorePermit),
 }
 
 /// See the module.
@@ -80,6 +83,8 @@ pub(crate) struct Worker {
     acknowledged: u64,
     /// A quorum is being asked about a heartbeat.
     confirming: bool,
+    turns: Turns,
+    turn: Turn,
     tasks: JoinSet<Finished>,
 }
 
@@ -110,6 +115,8 @@ impl Worker {
             heartbeat: 0,
             acknowledged: 0,
             confirming: false,
+            turns: gate.turns.clone(),
+            turn: Turn::None,
             tasks: JoinSet::new(),
         }
     }
@@ -140,13 +147,14 @@ impl Worker {
     /// Sees to it that the state knows this incarnation, and that this term has an inventory. Called every second,
     /// and when the agent's record may have changed.
     pub(crate) fn look_after(&mut self, state: &State) {
+        self.end_long_turn();
         let record = state.agent(&self.session.spec.agent_id);
         if !record.is_some_and(|record| self.is_registered(record)) {
             // What it said before it was lost is not what it has when it is back.
             self.asked = None;
             self.view = None;
-            let lives = self.session.last_heard().elapsed() < self.alive;
-            if lives && !self.registering {
+            // That it says hello does not mean that it hears the answer: its heart beats once it has.
+            if self.heartbeat > 0 && self.lives() && !self.registering && self.has_turn() {
                 self.registering = true;
                 let actor = Actor::Agent(self.session.spec.agent_id.clone());
                 let command = Command::RegisterAgent(Box::new(self.session.spec.clone()));
@@ -160,10 +168,14 @@ impl Worker {
             return;
         }
         self.acknowledge(state);
-        if self.asked.is_none() {
+        if self.asked.is_none() && self.lives() && self.has_turn() {
             self.asked = self.send(Body::InventoryRequest(v1::InventoryRequest {}));
         }
         self.retry(state);
+    }
+
+    fn lives(&self) -> bool {
+        self.session.last_heard().elapsed() < self.alive
     }
 
     fn is_registered(&self, record: &Agent) -> bool {
@@ -182,6 +194,7 @@ impl Worker {
                     Err(error) => debug!(agent = %self.session.spec.agent_id, %error, "not registered yet"),
                 }
             }
+            Ok(Finished::Turn(permit)) => self.begin_turn(permit, &state()),
             Ok(Finished::Confirmed(number, by_quorum)) => self.confirmed(number, by_quorum, &state()),
             Ok(Finished::Reported(id, decided)) => {
                 self.reporting.remove(&id);
@@ -250,6 +263,7 @@ impl Worker {
         }
         debug!(agent = %self.session.spec.agent_id, sandboxes = view.actual.len(), "inventory");
         self.view = Some(view);
+        self.turn = Turn::None;
         self.reconcile_all(state);
     }
 

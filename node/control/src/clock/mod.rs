@@ -7,6 +7,7 @@
 
 mod survey;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 pub(crate) use survey::keep;
+
+use crate::raft::types::NodeId;
 
 /// A correction goes by at most one part in so many: a second takes twenty. Time goes on all the while.
 const SLEW: i64 = 20;
@@ -125,6 +128,7 @@ impl LeaderClock {
 #[derive(Clone, Debug, Default)]
 pub struct Clocks {
     newest: Arc<Mutex<Option<(Term, LeaderClock)>>>,
+    skews: Arc<Mutex<(Term, BTreeMap<NodeId, f64>)>>,
 }
 
 impl Clocks {
@@ -139,6 +143,17 @@ impl Clocks {
                 clock
             }
         }
+    }
+
+    /// How far each voter that this node asked last, as the leader of `term`, is ahead of the agreed time: seconds. Empty
+    /// while it has asked nobody in that term.
+    pub fn skews(&self, term: Term) -> BTreeMap<NodeId, f64> {
+        let skews = self.skews.lock().unwrap_or_else(PoisonError::into_inner);
+        if skews.0 == term { skews.1.clone() } else { BTreeMap::new() }
+    }
+
+    fn note_skews(&self, term: Term, skews: BTreeMap<NodeId, f64>) {
+        *self.skews.lock().unwrap_or_else(PoisonError::into_inner) = (term, skews);
     }
 }
 
@@ -160,6 +175,15 @@ mod tests {
         again.agree(wall());
         assert!(clock.is_agreed() && clock.now() >= ahead, "nor does what is agreed");
         assert!(clocks.of(8, Timestamp(0)).now() < ahead);
+    }
+
+    #[test]
+    fn skews_are_of_one_term() {
+        let clocks = Clocks::default();
+        assert!(clocks.skews(0).is_empty());
+        clocks.note_skews(3, BTreeMap::from([(7, -5.0)]));
+        assert_eq!(clocks.skews(3), BTreeMap::from([(7, -5.0)]));
+        assert!(clocks.skews(4).is_empty(), "it has asked nobody since it leads again");
     }
 
     #[test]

@@ -73,6 +73,9 @@ async fn survey_again_and_again(
         };
         clock.agree(wall().plus(ahead));
         metrics.clock_skew_seconds.set(-seconds(ahead));
+        let skews =
+            readings.iter().map(|reading| (reading.node, seconds(reading.ahead.saturating_sub(ahead))));
+        clocks.note_skews(term, skews.collect());
         for reading in &readings {
             let off = reading.ahead.saturating_sub(ahead);
             if off.unsigned_abs() > u64::try_from(nanos(NOTICEABLE)).unwrap_or(u64::MAX) {

@@ -11,7 +11,7 @@ impl Inspection {
     pub fn get_capacity(&self) -> v1::GetCapacityResponse {
         v1::GetCapacityResponse {
             header: Some(self.header()),
-            agents: self.state.agents().map(|agent| convert::fleet::agent(agent, None)).collect(),
+            agents: convert::fleet::agents(&self.state, self.state.agents(), |_| None),
             history_digest: self.history_digest.map_or_else(String::new, |digest| digest.to_string()),
             ..convert::fleet::fleet(&self.state)
         }
@@ -56,6 +56,7 @@ pub(super) fn members(membership: &StoredMembership) -> Vec<v1::Member> {
             api_address: member.api_address.clone(),
             role: if voters.contains(id) { v1::MemberRole::Voter } else { v1::MemberRole::Learner }.into(),
             leader: false,
+            clock_skew_seconds: None,
         })
         .collect();
     members.sort_by(|a, b| a.name.cmp(&b.name));

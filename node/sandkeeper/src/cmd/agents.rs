@@ -1,7 +1,7 @@
 //! `sandkeeper agents`.
 
 use clap::{Args, Subcommand};
-use sandkeeper_client::v1;
+use sandkeeper_client::{Client, v1};
 
 use super::unknown;
 use crate::cli::Context;
@@ -92,6 +92,23 @@ enum AgentsCommand {
         #[arg(long, value_name = "CLUSTER_ID", default_value = "", hide_default_value = true)]
         from: String,
     },
+    /// Recover what LOST agents ran although many were lost together
+    ///
+    /// When most agents are lost within a minute, they are more likely cut off than dead. Then their AUTO_RECREATE sandboxes
+    /// are not started elsewhere until enough of them are back. This says of one, of some, or of all of them that they need
+    /// not be waited for. Each sandbox still waits until its lease is over, so that none runs twice. It counts until the
+    /// agent is back.
+    #[command(
+        after_help = "Examples:\n  sandkeeper agents recover agent-2 agent-3\n  sandkeeper agents recover --all"
+    )]
+    Recover {
+        /// The agents
+        #[arg(value_name = "AGENT_ID", required_unless_present = "all", conflicts_with = "all")]
+        agent_ids: Vec<String>,
+        /// All agents whose recovery is paused
+        #[arg(long)]
+        all: bool,
+    },
     /// Take an agent out of the state
     ///
     /// Refused while it holds sandboxes, unless you vouch with --fenced that it and they are off.
@@ -144,6 +161,13 @@ pub async fn run(args: AgentsArgs, context: &Context) -> Result<(), CliError> {
                 format!("The agents of cluster {from} that reach this cluster's nodes come over, with what they run.")
             })
         }
+        AgentsCommand::Recover { agent_ids, all } => {
+            let answer = recover(client, agent_ids, all).await?;
+            output.answer(&answer, |answer| match answer.agents.as_slice() {
+                [] => "No agent's recovery is paused.".to_owned(),
+                agents => rows(agents),
+            })
+        }
         AgentsCommand::Remove { agent_id, fenced, request_id } => {
             let removed = format!("{agent_id} is removed");
             let answer = client.remove_agent(v1::RemoveAgentRequest { request_id, agent_id, fenced }).await?;
@@ -152,10 +176,34 @@ pub async fn run(args: AgentsArgs, context: &Context) -> Result<(), CliError> {
     }
 }
 
-/// READY, LOST, and whether it is cordoned.
+/// Has what these agents ran recovered: all whose recovery is paused, or those that are named. The agents as they are then.
+async fn recover(
+    client: &Client,
+    agent_ids: Vec<String>,
+    all: bool,
+) -> Result<v1::ListAgentsResponse, CliError> {
+    let mut agent_ids = agent_ids;
+    if all {
+        let found = client.list_agents(v1::ReadOptions::default()).await?.agents;
+        let paused = found.into_iter().filter(|agent| agent.recovery_paused);
+        agent_ids = paused.map(|agent| agent.agent_id).collect();
+    }
+    let mut recovered = v1::ListAgentsResponse::default();
+    for agent_id in agent_ids {
+        let request = v1::RecoverAgentRequest { agent_id, ..v1::RecoverAgentRequest::default() };
+        let answer = client.recover_agent(request).await?;
+        recovered.header = answer.header;
+        recovered.agents.extend(answer.agent);
+    }
+    Ok(recovered)
+}
+
+/// READY, LOST, whether it is cordoned, and whether the recovery of what it ran is paused.
 fn status(agent: &v1::Agent) -> String {
     let status = agent.status().as_str_name().trim_start_matches("AGENT_STATUS_");
-    if agent.cordoned { format!("{status},CORDONED") } else { status.to_owned() }
+    let cordoned = if agent.cordoned { ",CORDONED" } else { "" };
+    let paused = if agent.recovery_paused { ",RECOVERY PAUSED" } else { "" };
+    format!("{status}{cordoned}{paused}")
 }
 
 /// A table of agents, with what is allocated of what each has.
@@ -190,6 +238,7 @@ fn details(agent: &v1::Agent) -> String {
         ("agent", agent.agent_id.clone()),
         ("status", status(agent)),
         ("reason", agent.reason.clone()),
+        ("lost since", if agent.lost_since == 0 { String::new() } else { human::moment(agent.lost_since) }),
         ("pool", agent.pool.clone()),
         ("labels", human::pairs(&agent.labels)),
         ("runtime", agent.runtime.clone()),
@@ -228,5 +277,15 @@ mod tests {
         agent-1   READY,CORDONED   default   process   1/4     0.5/2   64MiB/1GiB   -        0.1.0
         ");
         assert!(details(&agent).contains("session here   none"));
+        assert!(!details(&agent).contains("lost since"));
+        let lost = v1::Agent {
+            status: v1::AgentStatus::Lost.into(),
+            cordoned: false,
+            lost_since: 1_700_000_000_000_000_000,
+            recovery_paused: true,
+            ..agent
+        };
+        let told = details(&lost);
+        assert!(told.contains("LOST,RECOVERY PAUSED") && told.contains("2023-11-14 22:13:20"), "{told}");
     }
 }

@@ -1,5 +1,6 @@
 //! `sandkeeper cluster`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct ClusterArgs {
 #[derive(Debug, Subcommand)]
 enum ClusterCommand {
     /// Ask every control node how it is
+    ///
+    /// CLOCK is how far the node's clock is ahead of the time that the voters agree on.
     #[command(
         after_help = "Examples:\n  sandkeeper cluster status\n  sandkeeper cluster status -o json | jq -r .nodes[].answer.state"
     )]
@@ -214,7 +217,17 @@ fn rows(members: &[v1::Member]) -> String {
     )
 }
 
+/// How far each node's clock is ahead, as the leader has found.
+fn skews(answers: &[Answer<v1::GetStatusResponse>]) -> BTreeMap<&str, f64> {
+    let statuses = answers.iter().filter_map(|answer| answer.result.as_ref().ok());
+    // One that was deposed a moment ago may still believe that it leads: the highest term knows best.
+    let newest = statuses.filter(|status| status.state == "leader").max_by_key(|status| status.term);
+    let members = newest.into_iter().flat_map(|status| &status.members);
+    members.filter_map(|member| Some((member.name.as_str(), member.clock_skew_seconds?))).collect()
+}
+
 fn status_rows(answers: &[Answer<v1::GetStatusResponse>]) -> String {
+    let skews = skews(answers);
     let row = |answer: &Answer<v1::GetStatusResponse>| {
         let mut row = vec![answer.name.clone(), answer.server.clone()];
         match &answer.result {
@@ -226,6 +239,9 @@ fn status_rows(answers: &[Answer<v1::GetStatusResponse>]) -> String {
                 status.applied_index.to_string(),
                 status.snapshot_index.to_string(),
                 status.agents_connected.to_string(),
+                skews
+                    .get(answer.name.as_str())
+                    .map_or_else(|| human::NONE.to_owned(), |skew| human::skew(*skew)),
                 human::duration(Duration::from_secs(status.uptime_seconds)),
                 status.version.clone(),
             ]),
@@ -234,8 +250,8 @@ fn status_rows(answers: &[Answer<v1::GetStatusResponse>]) -> String {
         row
     };
     let header = [
-        "NODE", "ADDRESS", "STATE", "LEADER", "TERM", "REVISION", "APPLIED", "SNAPSHOT", "AGENTS", "UPTIME",
-        "VERSION",
+        "NODE", "ADDRESS", "STATE", "LEADER", "TERM", "REVISION", "APPLIED", "SNAPSHOT", "AGENTS", "CLOCK",
+        "UPTIME", "VERSION",
     ];
     output::table(&header, answers.iter().map(row))
 }
@@ -260,6 +276,38 @@ fn restore_note(status: &v1::GetStatusResponse) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_status_has_the_clocks_that_the_newest_leader_found() {
+        let member = |name: &str, skew| v1::Member {
+            name: name.into(),
+            clock_skew_seconds: skew,
+            ..v1::Member::default()
+        };
+        let answer = |name: &str, state: &str, term, members| Answer {
+            server: format!("{name}:7600"),
+            name: name.to_owned(),
+            result: Ok(v1::GetStatusResponse {
+                state: state.into(),
+                term,
+                leader: "n2".into(),
+                members,
+                version: "0.1.0".into(),
+                ..v1::GetStatusResponse::default()
+            }),
+        };
+        let answers = [
+            answer("n1", "leader", 3, vec![member("n1", Some(7.0)), member("n2", Some(8.0))]),
+            answer(
+                "n2",
+                "leader",
+                4,
+                vec![member("n1", Some(-3_600.0)), member("n2", Some(0.0002)), member("n3", None)],
+            ),
+            answer("n3", "follower", 4, Vec::new()),
+        ];
+        insta::assert_snapshot!(status_rows(&answers), @"");
+    }
 
     #[test]
     fn the_verdict_names_those_that_did_not_answer() {

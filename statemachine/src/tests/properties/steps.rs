@@ -49,6 +49,10 @@ pub enum Step {
         which: u8,
         request: Option<u8>,
     },
+    RecoverAgent {
+        which: u8,
+        request: Option<u8>,
+    },
     Remove {
         which: u8,
         fenced: bool,
@@ -129,6 +133,7 @@ pub fn step() -> impl Strategy<Value = Step> {
         2 => (0u8..4, prop::option::of(0u8..3)).prop_map(|(which, start)| Step::Lose { which, start }),
         1 => (0u8..4, request()).prop_map(|(which, request)| Step::Cordon { which, request }),
         2 => (0u8..4, request()).prop_map(|(which, request)| Step::Uncordon { which, request }),
+        3 => (0u8..4, request()).prop_map(|(which, request)| Step::RecoverAgent { which, request }),
         1 => (0u8..4, any::<bool>(), request())
             .prop_map(|(which, fenced, request)| Step::Remove { which, fenced, request }),
         12 => create.prop_map(|(which, shape, strong, wait, ttl, request)| {
@@ -216,6 +221,9 @@ impl Step {
             }
             Self::Uncordon { which, request } => {
                 with_id(Command::UncordonAgent(id_of_agent(*which)), request)
+            }
+            Self::RecoverAgent { which, request } => {
+                with_id(Command::RecoverAgent(id_of_agent(*which)), request)
             }
             Self::Remove { which, fenced, request } => {
                 with_id(Command::RemoveAgent { agent: id_of_agent(*which), fenced: *fenced }, request)

@@ -7,7 +7,6 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -15,29 +14,32 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
-use super::{CreateError, Life, START_DEADLINE, Shared, blocking, life, remove, shim_program};
+use super::{
+    CreateError, LEASE_DEADLINE, Life, START_DEADLINE, Shared, blocking, life, remove, shim_program,
+};
+use crate::boottime::BootTime;
 use crate::files::{self, FileFault};
 use crate::shim::{self, Folder, ID_VARIABLE, Instructions, Outcome, ShimSpec};
 use crate::spec::SandboxSpec;
 use crate::table::Order;
 
-/// How long a start waits until what was acknowledged is written down: milliseconds.
-const LEASE_DEADLINE: Duration = Duration::from_secs(5);
-
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 pub(super) async fn create(shared: &Arc<Shared>, order: Order) -> Result<(), CreateError> {
+    let leased_since = BootTime::now();
     if let Some(terms) = order.lease
-        && !shared.lease.holds(terms, LEASE_DEADLINE).await
+        && !shared.lease.holds(terms, order.heard, LEASE_DEADLINE).await
     {
-        let reason =
-            format!("no leader has acknowledged a heartbeat for {:?}: its lease would be over", terms.length);
+        let reason = format!(
+            "its leader has not acknowledged a heartbeat for {:?}: its lease would be over",
+            terms.length
+        );
         return Err(CreateError::Start(reason));
     }
     let id = order.spec.sandbox_id.clone();
     let starting = Arc::clone(shared);
-    let instructions =
-        Instructions { version: 1, expires_at: order.expires_at, lease: order.lease, grace: shared.grace };
+    let (expires_at, lease, grace) = (order.expires_at, order.lease, shared.grace);
+    let instructions = Instructions { version: 1, expires_at, lease, leased_since, grace };
     let first = instructions.clone();
     let started = blocking(move || start(&starting, &order.spec, &first)).await;
     let result = match started {

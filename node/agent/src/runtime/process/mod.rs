@@ -4,7 +4,7 @@
 //! DATA/sandboxes/<sandbox_id>/   spec.json instructions.json shim.json exit.json alive shim.err
 //! DATA/work/<sandbox_id>/        the working directory
 //! DATA/logs/<sandbox_id>.log     the output
-//! DATA/lease.json                when the newest acknowledged heartbeat was sent
+//! DATA/lease.json                when the newest acknowledged heartbeat was sent, and gaps before it
 //! ```
 //! The folder is the record: it is there before anything is started and the last thing to go. After a restart the agent
 //! knows of its sandboxes what these folders and the live shims say, and nothing else.
@@ -42,6 +42,8 @@ use crate::table::Order;
 
 /// The longest that a start may take before it counts as failed.
 const START_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a start, and new terms of a lease, wait until what was acknowledged is written down: milliseconds.
+const LEASE_DEADLINE: Duration = Duration::from_secs(5);
 /// The longest that the trial of namespaces at the agent's start may take.
 const PROBE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -227,12 +229,22 @@ impl Runtime for ProcessRuntime {
 
     fn instruct(&self, sandbox_id: &str, expires_at: Option<BootTime>, lease: Option<LeaseTerms>) {
         if let Some(life) = self.shared.life(sandbox_id) {
-            life.want(|wanted| (wanted.expires_at, wanted.lease) = (expires_at, lease));
+            life.want(|wanted| {
+                wanted.expires_at = expires_at;
+                if wanted.lease != lease {
+                    // A leader that has this generation as the current one gives new terms: by the old ones nobody else
+                    // was given it, and from now on only these count.
+                    (wanted.lease, wanted.leased_since) = (lease, BootTime::now());
+                }
+            });
         }
     }
 
     async fn deliver(&self, sandbox_id: &str) -> Result<(), RuntimeFault> {
         let Some(life) = self.shared.life(sandbox_id) else { return Ok(()) };
+        // The acknowledgement came before the lease did, and the shim looks for it as soon as it has that. If the disk does
+        // not take it the sandbox is ended, which is safe.
+        self.shared.lease.is_written(LEASE_DEADLINE).await;
         life.deliver(&self.shared, Signal::SIGHUP).await
     }
 

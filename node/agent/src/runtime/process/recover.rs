@@ -66,7 +66,7 @@ async fn recover_one(shared: &Arc<Shared>, id: &str) -> Result<Option<Recovered>
         return Ok(None);
     };
     let instructions = blocking(move || life::instructions(&folder)).await;
-    let order = |expires_at, lease| Order { spec: Arc::new(spec.sandbox), expires_at, lease };
+    let order = |expires_at, lease| Order { spec: Arc::new(spec.sandbox), expires_at, lease, heard: None };
     let Some((file, process)) = alive else {
         let exit = life::how_it_ended(shared, id).await?;
         // A power cut may have taken the instructions, and of what has ended they mean nothing any more.

@@ -41,20 +41,17 @@ async fn agent(data_dir: &Path) -> Agent {
 
 impl Agent {
     /// A leader has acknowledged a heartbeat that is sent now.
-    async fn acknowledge(&self) {
+    async fn acknowledge(&self) -> BootTime {
         let lease = Arc::clone(&self.runtime.shared.lease);
         let token = CancellationToken::new();
         let keeping = tokio::spawn(Arc::clone(&lease).keep(token.clone()));
         tokio::task::yield_now().await;
         let now = BootTime::now();
-        lease.acknowledged(now);
-        // A lease of a moment more than nothing holds only if this acknowledgement is the one that is written.
-        let boot = &self.runtime.shared.boot_id;
-        until("it is written", || crate::lease::read(lease.path(), boot).unwrap() >= Some(now)).await;
-        let always = LeaseTerms { length: Duration::from_hours(1), revision: 0 };
-        assert!(lease.holds(always, Duration::from_secs(60)).await);
+        lease.acknowledged(now, now);
+        assert!(lease.is_written(PATIENCE).await);
         token.cancel();
         keeping.await.unwrap();
+        now
     }
 }
 
@@ -81,6 +78,7 @@ fn order(id: &str, script: &str) -> Order {
         }),
         expires_at: None,
         lease: None,
+        heard: None,
     }
 }
 

@@ -1,13 +1,20 @@
 //! Control nodes.
 
+use std::collections::BTreeMap;
+
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::Restored;
 
 use crate::history::Digests;
 use crate::raft::node::{MemberStatus, NodeStatus, Role};
+use crate::raft::types::NodeId;
 
-/// A member, as the wire tells it.
-pub(crate) fn member(member: &MemberStatus, status: &NodeStatus) -> v1::Member {
+/// A member, as the wire tells it. `skews`: how far clocks are ahead, as far as this node knows.
+pub(crate) fn member(
+    member: &MemberStatus,
+    status: &NodeStatus,
+    skews: &BTreeMap<NodeId, f64>,
+) -> v1::Member {
     let role = if member.voter { v1::MemberRole::Voter } else { v1::MemberRole::Learner };
     v1::Member {
         node_id: member.node_id.to_string(),
@@ -16,6 +23,7 @@ pub(crate) fn member(member: &MemberStatus, status: &NodeStatus) -> v1::Member {
         api_address: member.member.api_address.clone(),
         role: role.into(),
         leader: status.leader == Some(member.node_id),
+        clock_skew_seconds: skews.get(&member.node_id).copied(),
     }
 }
 

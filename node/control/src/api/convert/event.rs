@@ -93,6 +93,7 @@ pub(crate) fn event_type(kind: &EventKind) -> v1::EventType {
         EventKind::AgentCordoned => v1::EventType::AgentCordoned,
         EventKind::AgentUncordoned => v1::EventType::AgentUncordoned,
         EventKind::AgentRemoved { .. } => v1::EventType::AgentRemoved,
+        EventKind::AgentRecoveryResumed => v1::EventType::AgentRecoveryResumed,
         EventKind::SandboxCreated(_) => v1::EventType::SandboxCreated,
         EventKind::SandboxAllocated { .. } => v1::EventType::SandboxAllocated,
         EventKind::SandboxRunning { .. } => v1::EventType::SandboxRunning,

@@ -39,6 +39,19 @@ pub(crate) fn uncordon(
     about_agent(fields, &wire.request_id, &wire.agent_id, actor, retention, Command::UncordonAgent)
 }
 
+/// Reads that what an agent ran is to be recovered.
+///
+/// # Errors
+/// Every violation.
+pub(crate) fn recover(
+    wire: &v1::RecoverAgentRequest,
+    actor: Actor,
+    retention: &Retention,
+) -> Result<Request, Rejection> {
+    let fields = Fields::default();
+    about_agent(fields, &wire.request_id, &wire.agent_id, actor, retention, Command::RecoverAgent)
+}
+
 /// Reads the removal of an agent.
 ///
 /// # Errors
@@ -86,8 +99,22 @@ fn incarnation(incarnation: Incarnation) -> v1::Incarnation {
     v1::Incarnation { ledger_id: incarnation.ledger.to_string(), start: incarnation.start }
 }
 
-/// An agent, as the wire tells it. `connection_id`: of its session with this node, if there is one.
-pub(crate) fn agent(agent: &Agent, connection_id: Option<String>) -> v1::Agent {
+/// Agents as they are in this state, as the wire tells them. `connection_id`: of an agent's session with this node, if there
+/// is one.
+pub(crate) fn agents<'a>(
+    state: &State,
+    agents: impl IntoIterator<Item = &'a Agent>,
+    connection_id: impl Fn(&AgentId) -> Option<String>,
+) -> Vec<v1::Agent> {
+    let paused = state.recovery_paused();
+    let tell = |told: &Agent| {
+        let id = &told.spec.agent_id;
+        agent(told, connection_id(id), paused.contains(id))
+    };
+    agents.into_iter().map(tell).collect()
+}
+
+fn agent(agent: &Agent, connection_id: Option<String>, recovery_paused: bool) -> v1::Agent {
     let spec = &agent.spec;
     let status = match agent.status {
         AgentStatus::Ready => v1::AgentStatus::Ready,
@@ -110,6 +137,8 @@ pub(crate) fn agent(agent: &Agent, connection_id: Option<String>) -> v1::Agent {
         connected: connection_id.is_some(),
         connection_id: connection_id.unwrap_or_default(),
         reason: agent.reason.clone(),
+        lost_since: agent.lost_since.map_or(0, |time| time.0),
+        recovery_paused,
     }
 }
 

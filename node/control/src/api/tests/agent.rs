@@ -60,6 +60,9 @@ pub(super) async fn run(mut client: AgentServiceClient<Channel>, slots: u64) {
             Up::Reports(v1::SandboxReports { term: message.term, processed_sequence: processed, reports })
         };
         match message.body {
+            Some(Down::Welcome(_)) => {
+                send(Up::Heartbeat(v1::Heartbeat { number: 1, ..v1::Heartbeat::default() })).await;
+            }
             Some(Down::Create(create)) => {
                 let report = started(&create);
                 if report.state() != v1::SandboxState::Failed {

@@ -122,15 +122,24 @@ fn a_failed_one_after_its_timeout_and_what_is_done_never() {
 }
 
 #[test]
-fn nothing_while_most_agents_are_lost() {
+fn nothing_while_most_agents_were_lost_together() {
     let mut watch = Watch::new(FailurePolicy::AutoRecreate);
     watch.lose("a");
     watch.lose("b");
     assert_eq!(watch.due(1_000.0), []);
-    assert!(watch.recovery.is_paused());
-    let mut spec = (*watch.world.state.agent(&agent()).unwrap().spec).clone();
+    assert_eq!(watch.recovery.paused_agents(), 1, "b ran nothing that could be recovered");
+    let mut resumed = watch;
+    let mut spec = (*resumed.world.state.agent(&agent()).unwrap().spec).clone();
     spec.agent_id = "b".parse().unwrap();
-    watch.world.decide(Command::RegisterAgent(Box::new(spec)));
-    assert_eq!(watch.due(1_001.0), [1], "it goes on by itself");
-    assert!(!watch.recovery.is_paused());
+    let before = resumed.world.state.clone();
+    resumed.world.decide(Command::RegisterAgent(Box::new(spec)));
+    assert_eq!(resumed.due(1_001.0), [1], "it goes on by itself");
+    assert_eq!(resumed.recovery.paused_agents(), 0);
+    resumed.world.state = before;
+    assert_eq!(resumed.due(1_002.0), []);
+    resumed.world.decide(Command::RecoverAgent(agent()));
+    assert_eq!(resumed.due(1_003.0), [1], "the operator says that it need not be waited for");
+    resumed.heard = LastHeard::default().heard(&agent(), life(), resumed.start + 1_000 * SECOND);
+    assert_eq!(resumed.due(1_059.0), [], "its lease is waited for all the same");
+    assert_eq!(resumed.due(1_060.0), [1]);
 }

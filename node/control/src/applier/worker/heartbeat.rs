@@ -8,8 +8,13 @@ use super::{Finished, Worker};
 impl Worker {
     /// The agent's heart has beaten.
     pub(crate) fn beat(&mut self, number: u64, state: &State) {
+        let first = self.heartbeat == 0;
         self.heartbeat = self.heartbeat.max(number);
-        self.acknowledge(state);
+        if first {
+            self.look_after(state);
+        } else {
+            self.acknowledge(state);
+        }
     }
 
     /// Acknowledges the newest heartbeat, once a quorum has confirmed that this node still leads: a round that begins

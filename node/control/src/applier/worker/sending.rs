@@ -47,7 +47,9 @@ impl Worker {
         if self.told.get(id) == Some(&told) {
             return;
         }
-        let Ok(expires_in_nanos) = self.remaining(sandbox) else {
+        // A lease begins with an acknowledged heartbeat: before one its guard would take it for over.
+        let unleased = told.lease.is_none() || self.acknowledged > 0;
+        let (true, Ok(expires_in_nanos)) = (unleased, self.remaining(sandbox)) else {
             self.undecided.insert(id.clone());
             return;
         };

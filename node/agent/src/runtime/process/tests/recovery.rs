@@ -10,9 +10,9 @@ async fn sandboxes_outlive_the_agent_and_are_taken_up_again() {
     let mut running = order(&runs, "while ! test -e go; do sleep 0.01; done; exit 5");
     Arc::make_mut(&mut running.spec).generation = 4;
     let expires_at = Some(BootTime::now().after(Duration::from_hours(1)));
-    first.acknowledge().await;
+    let heard = Some(first.acknowledge().await);
     let lease = Some(LeaseTerms { length: Duration::from_hours(1), revision: 3 });
-    first.runtime.create(Order { expires_at, lease, ..running.clone() }).await.unwrap();
+    first.runtime.create(Order { expires_at, lease, heard, ..running.clone() }).await.unwrap();
     first.runtime.create(order(&ends, "while ! test -e go; do sleep 0.01; done; exit 6")).await.unwrap();
     let work = |id: &str| first.runtime.shared.work(id);
     let (go, go_now) = (work(&runs).join("go"), work(&ends).join("go"));

@@ -1,7 +1,9 @@
 //! What is told of sandboxes, events and agents.
 
 use sandkeeper_proto::v1;
-use sandkeeper_statemachine::{EventKind, Label, ReportedState, SandboxId, SandboxUpdate, State, Timestamp};
+use sandkeeper_statemachine::{
+    Actor, Command, EventKind, Label, ReportedState, SandboxId, SandboxUpdate, State, Timestamp,
+};
 
 use super::{cpu, good, one};
 use crate::api::convert::event::Filter;
@@ -156,7 +158,12 @@ fn the_fleet_is_counted_from_the_state() {
     assert_eq!(told.free.unwrap().slots, 99);
     assert_eq!((told.sandboxes, told.pending), (1, 0));
     assert_eq!(told.state_digest.len(), 64);
-    let agent = fleet::agent(world.state.agent(&agent()).unwrap(), None);
-    assert!(!agent.connected);
-    assert_eq!(agent.status(), v1::AgentStatus::Ready);
+    let tell = |world: &World| fleet::agents(&world.state, world.state.agents(), |_| None).pop().unwrap();
+    let told = tell(&world);
+    assert!(!told.connected && !told.recovery_paused);
+    assert_eq!((told.status(), told.lost_since), (v1::AgentStatus::Ready, 0));
+    let incarnation = world.state.agent(&agent()).unwrap().spec.incarnation;
+    world.run(Command::LoseAgent { agent: agent(), incarnation }, Actor::Leader);
+    let told = tell(&world);
+    assert!(told.recovery_paused && told.lost_since > 0, "nobody is left: {told:?}");
 }
