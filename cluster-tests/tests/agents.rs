@@ -3,6 +3,7 @@
 
 use cluster_tests::{Cluster, ClusterOptions, alive, by_id, children_of, eventually, get, shell};
 use futures::stream::{self, StreamExt};
+use sandkeeper_client::v1::agent_message::Body as Up;
 use sandkeeper_client::v1::create_sandbox_request::Expiry;
 use sandkeeper_client::{Code, v1};
 
@@ -207,4 +208,38 @@ async fn thousands_that_wait_start_on_one_agent_when_it_can_have_them() {
     })
     .await;
     assert_eq!(cluster.wait_identical().await.allocated.unwrap().slots, COUNT as u64);
+}
+
+/// Says hello for an agent of this name, and so many heartbeats, and hears nothing of what it is told.
+async fn says_hello(cluster: &Cluster, node: usize, agent_id: &str, heartbeats: u64) -> impl Sized + use<> {
+    let hello = v1::Hello {
+        agent_id: agent_id.into(),
+        incarnation: Some(v1::Incarnation { ledger_id: uuid::Uuid::new_v4().to_string(), start: 1 }),
+        capacity: Some(v1::Capacity { slots: 1, cpu_millis: 1_000, memory_bytes: 1 << 30 }),
+        runtime: "simulated".into(),
+        host: "127.0.0.1".into(),
+        session: 1,
+        ..v1::Hello::default()
+    };
+    let heartbeat = |number| Up::Heartbeat(v1::Heartbeat { number, ..v1::Heartbeat::default() });
+    let messages: Vec<_> = std::iter::once(Up::Hello(hello)).chain((1..=heartbeats).map(heartbeat)).collect();
+    let messages = messages.into_iter().map(|body| v1::AgentMessage { body: Some(body) });
+    let messages = stream::iter(messages).chain(stream::pending());
+    cluster.raw(node).agents().connect(messages).await.unwrap().into_inner()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_hello_and_hears_no_answer_is_not_registered() {
+    let cluster = Cluster::start().await;
+    let leader = cluster.wait_leader().await;
+    let _deaf = says_hello(&cluster, leader, "deaf", 0).await;
+    let _hears = says_hello(&cluster, leader, "hears", 1).await;
+    let agents = eventually("the one whose heart beats is registered", || async {
+        let agents = cluster.client().list_agents(v1::ReadOptions::default()).await;
+        let agents = agents.map_err(|error| error.to_string())?.agents;
+        let agents: Vec<_> = agents.into_iter().map(|agent| agent.agent_id).collect();
+        if agents.iter().any(|agent| agent == "hears") { Ok(agents) } else { Err(format!("{agents:?}")) }
+    })
+    .await;
+    assert!(!agents.iter().any(|agent| agent == "deaf"), "it came first: {agents:?}");
 }

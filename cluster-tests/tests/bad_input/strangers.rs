@@ -85,7 +85,11 @@ async fn hellos(node: &Raw) {
 /// The reason with which a node sends an agent away for good.
 async fn farewell(node: &Raw, hello: v1::Hello) -> String {
     let mut agents = node.agents();
-    let mut inbound = agents.connect(saying(Up::Hello(hello))).await.unwrap().into_inner();
+    // Nobody is registered before its heart beats.
+    let heartbeat = Up::Heartbeat(v1::Heartbeat { number: 1, ..v1::Heartbeat::default() });
+    let messages = [Up::Hello(hello), heartbeat].map(|body| v1::AgentMessage { body: Some(body) });
+    let messages = tokio_stream::iter(messages).chain(tokio_stream::pending());
+    let mut inbound = agents.connect(messages).await.unwrap().into_inner();
     let reason = async {
         loop {
             let message = inbound.next().await.expect("a goodbye comes first").unwrap();

@@ -306,7 +306,12 @@ mod tests {
             ),
             answer("n3", "follower", 4, Vec::new()),
         ];
-        insta::assert_snapshot!(status_rows(&answers), @"");
+        insta::assert_snapshot!(status_rows(&answers), @r"
+        NODE   ADDRESS   STATE      LEADER   TERM   REVISION   APPLIED   SNAPSHOT   AGENTS   CLOCK    UPTIME   VERSION
+        n1     n1:7600   leader     n2       3      0          0         0          0        -1h      0ms      0.1.0
+        n2     n2:7600   leader     n2       4      0          0         0          0        +200µs   0ms      0.1.0
+        n3     n3:7600   follower   n2       4      0          0         0          0        -        0ms      0.1.0
+        ");
     }
 
     #[test]
