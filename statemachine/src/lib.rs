@@ -25,7 +25,8 @@ mod tests;
 
 pub use apply::Applied;
 pub use command::{
-    CallerId, Command, CreateSandbox, Expiry, Report, ReportedState, Request, SandboxRef, Target,
+    CallerId, Command, CreateSandbox, Expiry, Report, ReportedState, Request, SandboxRef, StreamPosition,
+    Target,
 };
 pub use decide::{Outcome, Surroundings, decide};
 pub use draft::Draft;
@@ -43,6 +44,6 @@ pub use snapshot::{MAX_CHUNK_BYTES, SnapshotError};
 pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resources, SandboxSpec, Shape};
 pub use state::digest::DIGEST_FORM;
 pub use state::{
-    Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult,
-    Sandbox, State, Status,
+    Agent, AgentStatus, BatchSandbox, Cluster, FleetCapacity, Held, Phase, RememberedBatch, RequestKey,
+    RequestRecord, RequestResult, Sandbox, State, Status, StreamAnswer, StreamClient, StreamKey,
 };

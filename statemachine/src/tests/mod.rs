@@ -7,5 +7,7 @@ mod limits;
 mod properties;
 mod scenarios;
 mod scenarios_of_agents;
+mod scenarios_of_many;
 mod script;
+mod streams;
 mod world;

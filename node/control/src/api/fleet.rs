@@ -31,9 +31,11 @@ impl Api {
                 let text = "the request was carried out before, and its agent has been removed since";
                 Err(rejected(&Rejection::FailedPrecondition(text.to_owned())))
             }
-            Outcome::Sandbox { .. } | Outcome::Gone { .. } | Outcome::Done => {
-                Err(fault("a command about an agent had the outcome of another"))
-            }
+            Outcome::Sandbox { .. }
+            | Outcome::Gone { .. }
+            | Outcome::Done
+            | Outcome::Batch { .. }
+            | Outcome::Stream(_) => Err(fault("a command about an agent had the outcome of another")),
         }
     }
 }
@@ -106,7 +108,11 @@ impl FleetService for Api {
                 Outcome::AgentRemoved { released } => break released,
                 // What it holds is more than one entry takes: a part is released, and the same command goes on.
                 Outcome::Agent(_) => {}
-                Outcome::Sandbox { .. } | Outcome::Gone { .. } | Outcome::Done => {
+                Outcome::Sandbox { .. }
+                | Outcome::Gone { .. }
+                | Outcome::Done
+                | Outcome::Batch { .. }
+                | Outcome::Stream(_) => {
                     return Err(fault("the removal of an agent had the outcome of another command"));
                 }
             }

@@ -105,6 +105,9 @@ pub(crate) fn event_type(kind: &EventKind) -> v1::EventType {
         EventKind::SandboxRemoved { .. } => v1::EventType::SandboxRemoved,
         EventKind::RequestsPruned { .. } => v1::EventType::RequestsPruned,
         EventKind::SandboxLeaseConfirmed { .. } => v1::EventType::SandboxLeaseConfirmed,
+        EventKind::BatchCreated { .. } => v1::EventType::BatchCreated,
+        EventKind::StreamOpened { .. } => v1::EventType::StreamOpened,
+        EventKind::StreamKept { .. } => v1::EventType::StreamKept,
     }
 }
 
