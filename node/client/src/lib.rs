@@ -24,6 +24,7 @@
 mod builder;
 mod calls;
 mod client;
+mod create_stream;
 mod error;
 mod logs;
 mod watch;
@@ -33,6 +34,7 @@ mod tests;
 
 pub use builder::{ClientBuilder, DEFAULT_DEADLINE, Selection};
 pub use client::Client;
+pub use create_stream::{CreateAnswer, CreateAnswers, CreateSender, CreateStream};
 pub use error::{ClientError, ConfigError, FieldViolation, Refusal, ServerFailure, ServerFailureKind};
 pub use logs::LogStream;
 pub use sandkeeper_proto::v1;

@@ -4,6 +4,7 @@ mod bounds;
 mod bytes;
 mod golden;
 mod limits;
+mod memory;
 mod properties;
 mod scenarios;
 mod scenarios_of_agents;
