@@ -114,7 +114,7 @@ impl State {
         };
         let end = Chunk::End(Counts::of(self));
         let agents = self.agents.values().cloned().map(unburdened);
-        let requests = self.requests.iter().map(|(key, record)| (key.clone(), record.clone()));
+        let requests = self.requests.iter().map(|(key, record)| (key.clone(), (**record).clone()));
         let streams = self.streams.iter().map(|(key, stream)| (key.clone(), stream.client));
         let answers = self.streams.iter().flat_map(|(key, stream)| {
             let one = |(sequence, answer): (&u64, &StreamAnswer)| (key.clone(), *sequence, answer.clone());

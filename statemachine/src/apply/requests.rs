@@ -17,15 +17,22 @@ impl State {
         let Some(request) = &header.request else { return };
         let Some(memory) = &request.memory else { return };
         let result = self.came_of(event, time);
+        // Its own copy of the namespace is not kept, if the answer has one.
+        let namespace = match (&memory.namespace, &result) {
+            (Some(mine), RequestResult::Sandbox { name, .. }) if *mine == name.namespace => {
+                Some(name.namespace.clone())
+            }
+            (mine, _) => mine.clone(),
+        };
         if let RequestId::Stream { client, sequence } = request.id {
-            let namespace = memory.namespace.clone().expect("a stream works in a namespace");
+            let namespace = namespace.expect("a stream works in a namespace");
             self.remember_answer(&StreamKey { namespace, client }, sequence, memory, result);
             return;
         }
         // Sandboxes remember the request that made them; their end starts that request's retention.
         let made_it = matches!(event.kind, EventKind::SandboxCreated(_) | EventKind::BatchCreated { .. });
         let ends = (!made_it).then(|| time.plus(memory.retention));
-        let key = RequestKey { namespace: memory.namespace.clone(), id: request.id.clone() };
+        let key = RequestKey { namespace, id: request.id.clone() };
         let (digest, retention) = (memory.digest, memory.retention);
         self.put_request(key, RequestRecord { digest, retention, ends, result });
     }
@@ -38,8 +45,11 @@ impl State {
                 RequestResult::AgentRemoved { agent: subject_agent(header).clone(), released: *released }
             }
             (_, Some((id, name))) => {
-                let created = self.sandboxes.get(id).map_or(time, |sandbox| sandbox.created);
-                let (id, name) = (id.clone(), name.clone());
+                // The sandbox has the name too: it is in memory once.
+                let sandbox = self.sandboxes.get(id);
+                let created = sandbox.map_or(time, |sandbox| sandbox.created);
+                let name = sandbox.map_or(name, |sandbox| &sandbox.spec.name).clone();
+                let id = id.clone();
                 RequestResult::Sandbox { id, name, created, revision: self.revision }
             }
             _ => RequestResult::Agent(subject_agent(header).clone()),
@@ -124,7 +134,7 @@ impl State {
         }
         let key = RequestKey { namespace: Some(namespace), id: sandbox.spec.request_id.clone() };
         let made_it = |record: &&RequestRecord| record.ends.is_none() && record.result.made(sandbox);
-        let Some(mut record) = self.requests.get(&key).filter(made_it).cloned() else { return };
+        let Some(mut record) = self.request(&key).filter(made_it).cloned() else { return };
         let others = match &mut record.result {
             RequestResult::Batch(batch) => {
                 batch.live -= 1;

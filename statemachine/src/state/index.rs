@@ -1,5 +1,7 @@
 //! The only writers of records (beside those of streams): each takes the old record's traces out of the indexes and puts the new one's in.
 
+use std::sync::Arc;
+
 use crate::ids::{AgentId, Revision, SandboxId, SandboxName, Timestamp};
 use crate::spec::{Capacity, Shape};
 
@@ -217,7 +219,7 @@ impl State {
         if let Some(ends) = record.ends {
             self.request_ends.insert((ends, key.clone()));
         }
-        self.requests.insert(key, record);
+        self.requests.insert(key, Arc::new(record));
     }
 
     /// Forgets a request.

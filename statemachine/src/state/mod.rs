@@ -17,6 +17,7 @@ mod stream;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 use serde::{Deserialize, Serialize};
@@ -55,7 +56,8 @@ pub struct State {
     pub(crate) cluster: Option<Cluster>,
     pub(crate) sandboxes: OrdMap<SandboxId, Sandbox>,
     pub(crate) agents: OrdMap<AgentId, Agent>,
-    pub(crate) requests: OrdMap<RequestKey, RequestRecord>,
+    // Behind an Arc: the map's nodes are half empty, and are copied when they change.
+    pub(crate) requests: OrdMap<RequestKey, Arc<RequestRecord>>,
     pub(crate) streams: OrdMap<StreamKey, Stream>,
     // Indexes, kept by index.rs.
     names: OrdMap<SandboxName, SandboxId>,
@@ -177,7 +179,7 @@ impl State {
 
     /// A remembered request.
     pub fn request(&self, key: &RequestKey) -> Option<&RequestRecord> {
-        self.requests.get(key)
+        self.requests.get(key).map(|record| &**record)
     }
 
     /// How many requests are remembered: a batch counts as many as it made, and answers in streams count too.

@@ -1,5 +1,7 @@
 //! What can't be shown in few lines: the bounds of batches and streams.
 
+use std::sync::Arc;
+
 use uuid::Uuid;
 
 use super::world::*;
@@ -100,14 +102,10 @@ fn a_batch_says_which_of_it_is_refused() {
 #[test]
 fn a_batch_needs_room_for_all_it_makes_in_the_table_of_requests() {
     let mut world = fleet();
-    let record = RequestRecord {
-        digest: [0; 16],
-        retention: 0,
-        ends: None,
-        result: RequestResult::Agent(agent_id("a1")),
-    };
+    let result = RequestResult::Agent(agent_id("a1"));
+    let record = Arc::new(RequestRecord { digest: [0; 16], retention: 0, ends: None, result });
     let key = |n: usize| RequestKey { namespace: None, id: RequestId::Uuid(Uuid::from_u128(n as u128)) };
-    world.state.requests = (0..MAX_REQUESTS - 4).map(|n| (key(n), record.clone())).collect();
+    world.state.requests = (0..MAX_REQUESTS - 4).map(|n| (key(n), Arc::clone(&record))).collect();
     let mut draft = Draft::new(world.state.clone(), world.now);
     assert_eq!(draft.decide(&batch(5, |_, _| {}), &mut world.around), Err(Rejection::TooManyRequests));
     draft.decide(&batch(4, |_, _| {}), &mut world.around).unwrap();
