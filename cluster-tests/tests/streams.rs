@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster_tests::{Cluster, ClusterOptions, get, shell};
+use cluster_tests::{Cluster, ClusterOptions, get, run_to_end, shell};
 use sandkeeper_client::{Client, ClientError, Code, CreateAnswer, v1};
 
 /// More than fit into the window of a stream together with what the test lets pass.
@@ -196,4 +196,47 @@ async fn a_batch_is_made_whole_or_not_at_all_and_once() {
     let other = client.batch_create(batch("b1", &["a", "b"])).await.unwrap_err();
     assert_eq!(other.code(), Some(Code::AlreadyExists), "{other}");
     cluster.assert_nobody_diverged();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_makes_batches_and_streams_from_files() {
+    let cluster = simulated(1, 4).await;
+    let servers = cluster.nodes[cluster.follower().await].api.clone();
+    let run = async |arguments: &[&str], file: &str| {
+        let path = cluster.folder().join("creates");
+        std::fs::write(&path, file).unwrap();
+        let globals = ["--servers", &servers, "-o", "json", "create"];
+        run_to_end(globals.iter().copied().chain(arguments.iter().copied()).chain([path.to_str().unwrap()]))
+            .await
+    };
+    let fleet = "- name: web\n  command: [sleep, '600']\n  labels: {app: web}\n- name: db\n";
+    let made = run(&["--request-id", "fleet-1", "--batch"], fleet).await;
+    assert_eq!(made.code, Some(0), "{made:#?}");
+    let answer: serde_json::Value = serde_json::from_str(&made.stdout).unwrap();
+    assert_eq!(
+        (&answer["sandboxes"][0]["name"], &answer["sandboxes"][0]["labels"]["app"]),
+        (&"web".into(), &"web".into())
+    );
+    let again = run(&["--request-id", "fleet-1", "--batch"], fleet).await;
+    assert!(again.stderr.contains("answered before"), "{again:#?}");
+    run(&["--batch"], "[{name: new}, {name: web}]")
+        .await
+        .failed_saying(&["create 1 of the batch", "default/web"]);
+    let unknown = run(&["--batch"], "name: new\nimag: x\n").await;
+    assert!(unknown.code == Some(2) && unknown.stderr.contains("imag"), "{unknown:#?}");
+
+    let jobs =
+        "{\"name\": \"job-1\"}\n{\"name\": \"web\"}\n{\"name\": \"job-2\", \"mode\": \"MODE_STRONG\"}\n";
+    let streamed = run(&["--stream"], jobs).await;
+    assert_eq!(streamed.code, Some(1), "one was refused: {streamed:#?}");
+    let lines = streamed.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let by_sequence: BTreeMap<_, _> =
+        lines.map(|line| (line["sequence"].as_str().unwrap().to_owned(), line)).collect();
+    assert_eq!(by_sequence.len(), 3, "one line each");
+    assert_eq!(by_sequence["1"]["created"]["sandbox"]["name"], "job-1");
+    assert_eq!(by_sequence["2"]["refusal"]["reason"], "NAME_TAKEN");
+    assert_eq!(by_sequence["3"]["created"]["sandbox"]["phase"], "PHASE_RUNNING");
+    let bad = run(&["--stream"], "{\"name\": \"job-3\"}\nnot json\n").await;
+    assert!(bad.code == Some(2) && bad.stderr.contains("line 2"), "{bad:#?}");
+    assert!(bad.stdout.contains("RESOURCE_EXHAUSTED") || bad.stdout.contains("NO_CAPACITY"), "{bad:#?}");
 }

@@ -32,8 +32,7 @@ pub const DEFAULT_CAPACITY_TIMEOUT: Duration = Duration::from_hours(1);
     sandkeeper create job --mode strong --ttl 10m --label team=a --request-id job-17 -- ./judge 17\n  \
     sandkeeper create late --wait-for-capacity --capacity-timeout 10m -- sleep 60\n  \
     sandkeeper create --batch fleet.yaml --request-id release-17\n  \
-    for i in 1 2 3; do echo \"{\\\"name\\\": \\\"job-$i\\\", \\\"command\\\": [\\\"./judge\\\", \\\"$i\\\"]}\"; done | \
-    sandkeeper create --stream -")]
+    printf '{\"name\": \"job-%d\", \"command\": [\"./judge\"]}\\n' 1 2 3 | sandkeeper create --stream -")]
 pub struct CreateArgs {
     #[command(flatten)]
     one: OneArgs,
@@ -270,6 +269,26 @@ mod tests {
             "sleep 600",
         ]);
         insta::assert_debug_snapshot!(request);
+    }
+
+    #[test]
+    fn one_sandbox_or_many_but_not_both() {
+        let create = |line: &[&str]| Cli::try_parse_from([&["sandkeeper", "create"], line].concat());
+        for good in [&["web"][..], &["--batch", "f", "--request-id", "r1"], &["--stream", "-"]] {
+            assert!(create(good).is_ok(), "{good:?}");
+        }
+        let both: [&[&str]; 7] = [
+            &[],
+            &["web", "--batch", "f"],
+            &["--batch", "f", "--image", "i"],
+            &["--stream", "f", "--", "sleep"],
+            &["--stream", "f", "--mode", "strong"],
+            &["--batch", "f", "--stream", "f"],
+            &["--stream", "f", "--request-id", "r1"],
+        ];
+        for wrong in both {
+            assert!(create(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
