@@ -63,10 +63,7 @@ impl Client {
 }
 
 impl CreateStream {
-    /// See [`CreateSender::send`]. Whoever sends many reads answers meanwhile: see [`Self::split`].
-    ///
-    /// # Errors
-    /// See [`CreateSender::send`].
+    /// See [`CreateSender::send`]. Whoever sends many reads answers meanwhile, or waits for ever: see [`Self::split`].
     pub async fn send(&mut self, create: v1::CreateSandboxRequest) -> Option<u64> {
         self.sender.send(create).await
     }
