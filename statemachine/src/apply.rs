@@ -3,17 +3,16 @@
 //! Never refuses a valid entry. Panics on an impossible one (an event about a sandbox that is not there, a release of
 //! what is not held): the history is corrupt or the program wrong, and a node must stop rather than guess.
 
+mod requests;
+
 use std::sync::Arc;
 
 use crate::entry::Entry;
 use crate::event::{Event, EventKind, Header, SandboxCreated};
 use crate::ids::{AgentId, Generation, Revision, SandboxId, Term, Timestamp};
-use crate::spec::{Capacity, Mode};
+use crate::spec::Capacity;
 use crate::state::digest::{chain, digest_of};
-use crate::state::{
-    Agent, AgentStatus, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Restored, Sandbox,
-    State, Status,
-};
+use crate::state::{Agent, AgentStatus, Cluster, Held, Phase, Restored, Sandbox, State, Status};
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +69,14 @@ impl State {
             | EventKind::AgentRemoved { .. } => self.apply_to_agent(header, &event.kind, time),
             EventKind::SandboxCreated(created) => self.create_sandbox(header, created, time),
             EventKind::RequestsPruned { until, limit } => self.prune_requests(*until, *limit),
+            // What it tells is remembered, like every request, below.
+            EventKind::BatchCreated { .. } => {}
+            EventKind::StreamOpened { stream, acknowledged_below, ends } => {
+                self.open_stream(stream, *acknowledged_below, *ends);
+            }
+            EventKind::StreamKept { stream, acknowledged_below, ends } => {
+                self.keep_stream(stream, *acknowledged_below, *ends);
+            }
             EventKind::SandboxRemoved { released } => self.finish_sandbox(header, *released, time),
             kind => self.apply_to_sandbox(header, kind, time),
         }
@@ -290,55 +297,7 @@ impl State {
         }
         assert!(sandbox.status.held.is_empty(), "sandbox {} is removed, but holds allocations", sandbox.id);
         self.remove_sandbox(&sandbox.id);
-        let key = RequestKey {
-            namespace: Some(sandbox.spec.name.namespace.clone()),
-            id: sandbox.spec.request_id.clone(),
-        };
-        // The id may have come to stand for another request, if this sandbox's own was not remembered.
-        let made_it = |record: &RequestRecord| match &record.result {
-            RequestResult::Sandbox { id, .. } => *id == sandbox.id && record.ends.is_none(),
-            _ => false,
-        };
-        if let Some(mut record) = self.requests.get(&key).filter(|record| made_it(record)).cloned() {
-            record.ends = Some(time.plus(record.retention));
-            if sandbox.spec.mode == Mode::Strong && sandbox.status.phase == Phase::Failed {
-                record.result = RequestResult::RolledBack { reason: header.reason.clone() };
-            }
-            self.put_request(key, record);
-        }
-    }
-
-    fn prune_requests(&mut self, until: Timestamp, limit: u32) {
-        let over: Vec<_> = self.forgettable(until).take(limit as usize).cloned().collect();
-        for key in over {
-            self.remove_request(&key);
-        }
-    }
-
-    /// Remembers the request behind an event, if this is its first.
-    fn remember_request(&mut self, event: &Event, time: Timestamp) {
-        let header = &event.header;
-        let Some(request) = &header.request else { return };
-        let Some(memory) = &request.memory else { return };
-        let key = RequestKey { namespace: memory.namespace.clone(), id: request.id.clone() };
-        let result = if let Some((id, name)) = &header.subject.sandbox {
-            let created = self.sandboxes.get(id).map_or(time, |sandbox| sandbox.created);
-            let (id, name) = (id.clone(), name.clone());
-            RequestResult::Sandbox { id, name, created, revision: self.revision }
-        } else {
-            let agent = subject_agent(header).clone();
-            match event.kind {
-                EventKind::AgentRemoved { released } => RequestResult::AgentRemoved { agent, released },
-                _ => RequestResult::Agent(agent),
-            }
-        };
-        // A sandbox remembers the request that made it; its end starts that request's retention.
-        let made_it = matches!(event.kind, EventKind::SandboxCreated(_));
-        let ends = (!made_it).then(|| time.plus(memory.retention));
-        self.put_request(
-            key,
-            RequestRecord { digest: memory.digest, retention: memory.retention, ends, result },
-        );
+        self.end_request_of(&sandbox, &header.reason, time);
     }
 
     fn subject_record(&self, header: &Header) -> Sandbox {

@@ -8,6 +8,7 @@ use crate::ids::{
     AgentId, Generation, Incarnation, Label, RequestId, Revision, SandboxId, SandboxName, Timestamp,
 };
 use crate::spec::{Actor, AgentSpec, FailurePolicy, Labels, SandboxSpec};
+use crate::state::StreamKey;
 
 /// A command, and who gives it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +120,44 @@ pub enum Command {
     },
     /// Recover what this LOST agent ran although many agents were lost with it.
     RecoverAgent(AgentId),
+    /// Make all of these sandboxes, or none.
+    CreateSandboxes(Vec<CreateSandbox>),
+    /// Open a stream of creates.
+    OpenStream {
+        /// Whose.
+        stream: StreamKey,
+        /// The client has sent creates before: it must not have been forgotten.
+        resume: bool,
+        /// See [`StreamPosition`].
+        acknowledged_below: u64,
+        /// For how long the client is remembered after this, nanoseconds.
+        retention: i64,
+    },
+    /// A stream is still open, says the node that serves it.
+    KeepStream {
+        /// Whose.
+        stream: StreamKey,
+        /// Where it stands.
+        position: StreamPosition,
+        /// For how long the client is remembered after this, nanoseconds.
+        retention: i64,
+    },
+    /// Make a sandbox, in a stream. The request's id says which create it is.
+    CreateInStream {
+        /// Where the stream stands.
+        position: StreamPosition,
+        /// The create.
+        create: Box<CreateSandbox>,
+    },
+}
+
+/// Where a stream of creates stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamPosition {
+    /// The revision of the event that opened it: what comes from an earlier stream of the same client is refused.
+    pub opened: Revision,
+    /// The client has the answers of all sequences below, and will never send these again.
+    pub acknowledged_below: u64,
 }
 
 /// Make a sandbox.
@@ -221,14 +260,40 @@ pub enum ReportedState {
 }
 
 impl Command {
-    /// A digest of the canonical form: what tells a retry from another request with the same id.
+    /// Where the id of the command's request is known. None: among the requests about agents and the cluster.
+    pub fn namespace(&self) -> Option<Label> {
+        match self {
+            Self::CreateSandbox(create) | Self::CreateInStream { create, .. } => {
+                Some(create.spec.name.namespace.clone())
+            }
+            Self::CreateSandboxes(creates) => {
+                creates.first().map(|create| create.spec.name.namespace.clone())
+            }
+            Self::UpdateSandbox { target, .. }
+            | Self::ResetSandbox(target)
+            | Self::TerminateSandbox(target) => match &target.sandbox {
+                SandboxRef::Id { namespace, .. } => Some(namespace.clone()),
+                SandboxRef::Name(name) => Some(name.namespace.clone()),
+            },
+            _ => None,
+        }
+    }
+
+    /// A digest of the canonical form: what tells a retry from another request with the same id. Where its stream stands
+    /// is no part of a create.
     ///
     /// # Panics
     /// Never: a command always encodes.
     pub fn digest(&self) -> [u8; 16] {
         let mut hasher = blake3::Hasher::new();
-        bincode::serde::encode_into_std_write(self, &mut hasher, bincode::config::standard())
-            .expect("commands are plain data, and a hasher never refuses bytes");
+        let config = bincode::config::standard();
+        let hashed = match self {
+            Self::CreateInStream { create, .. } => {
+                bincode::serde::encode_into_std_write(create, &mut hasher, config)
+            }
+            other => bincode::serde::encode_into_std_write(other, &mut hasher, config),
+        };
+        hashed.expect("commands are plain data, and a hasher never refuses bytes");
         let mut digest = [0; 16];
         hasher.finalize_xof().fill(&mut digest);
         digest

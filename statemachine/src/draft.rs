@@ -87,6 +87,16 @@ impl Draft {
         self.encoded_bytes() > MAX_ENTRY_BYTES - MAX_DECISION_BYTES
     }
 
+    /// Tries something that may be refused half-way: then the draft is as it was before.
+    pub(crate) fn attempt<T, E>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
+        let (state, events, bytes) = (self.state.clone(), self.events.len(), self.body.len());
+        work(self).inspect_err(|_| {
+            self.state = state;
+            self.events.truncate(events);
+            self.body.truncate(bytes);
+        })
+    }
+
     /// The events so far.
     pub fn events(&self) -> &[Event] {
         &self.events

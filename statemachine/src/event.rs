@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use crate::ids::{AgentId, Generation, Label, RequestId, Revision, SandboxId, SandboxName, Timestamp};
 use crate::spec::{Actor, AgentSpec, FailurePolicy, Labels, SandboxSpec};
+use crate::state::StreamKey;
 
 /// One fact. Its revision and time follow from its place in the entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +52,8 @@ pub struct RequestMemory {
     pub digest: [u8; 16],
     /// For how long, nanoseconds: after its sandbox is gone, if it made one; else from now on.
     pub retention: i64,
+    /// Of a create in a stream: its client has the answers of all sequences below. 0 for all others.
+    pub acknowledged_below: u64,
 }
 
 /// What an event is about.
@@ -126,11 +129,12 @@ pub enum EventKind {
         /// The last generation that was held, released by this event; None if nothing was held.
         released: Option<Generation>,
     },
-    /// Remembered requests whose time is over are forgotten: those that end by `until`, oldest first.
+    /// Remembered requests whose time is over are forgotten: those that end by `until`, oldest first; then clients of
+    /// streams, with their answers.
     RequestsPruned {
         /// Up to this end of retention.
         until: Timestamp,
-        /// At most this many.
+        /// No more once so many are forgotten. A client of a stream is forgotten with all its answers.
         limit: u32,
     },
     /// The agent confirms that this generation is kept under the lease that the policy asks for now.
@@ -153,6 +157,29 @@ pub enum EventKind {
     },
     /// An operator says that what this LOST agent ran may be recovered although many agents were lost with it.
     AgentRecoveryResumed,
+    /// These sandboxes, made by the events before this one, are the answer to one request.
+    BatchCreated {
+        /// In the order of the request.
+        sandboxes: Vec<SandboxId>,
+    },
+    /// A client has opened a stream of creates. Those that it opened before are void.
+    StreamOpened {
+        /// Whose.
+        stream: StreamKey,
+        /// The client has the answers of all sequences below.
+        acknowledged_below: u64,
+        /// The client is forgotten then, unless its stream is opened again or kept.
+        ends: Timestamp,
+    },
+    /// A stream of creates is still open.
+    StreamKept {
+        /// Whose.
+        stream: StreamKey,
+        /// The client has the answers of all sequences below.
+        acknowledged_below: u64,
+        /// See [`EventKind::StreamOpened`].
+        ends: Timestamp,
+    },
 }
 
 /// What is known of a sandbox when it is created.

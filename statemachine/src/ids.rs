@@ -222,6 +222,13 @@ pub enum RequestId {
     Uuid(Uuid),
     /// Anything else: printable ASCII without spaces, at most [`MAX_REQUEST_ID_BYTES`].
     Text(Arc<str>),
+    /// A create of a stream.
+    Stream {
+        /// The stream's client, which drew this id.
+        client: Uuid,
+        /// Which of its creates: 1, 2, 3, …
+        sequence: u64,
+    },
 }
 
 impl FromStr for RequestId {
@@ -249,6 +256,7 @@ impl fmt::Display for RequestId {
         match self {
             Self::Uuid(uuid) => write!(f, "{}", uuid.hyphenated()),
             Self::Text(text) => f.write_str(text),
+            Self::Stream { client, sequence } => write!(f, "{}#{sequence}", client.hyphenated()),
         }
     }
 }

@@ -26,7 +26,8 @@ mod unknown;
 
 pub use apply::Applied;
 pub use command::{
-    CallerId, Command, CreateSandbox, Expiry, Report, ReportedState, Request, SandboxRef, Target,
+    CallerId, Command, CreateSandbox, Expiry, Report, ReportedState, Request, SandboxRef, StreamPosition,
+    Target,
 };
 pub use decide::{Adoption, Outcome, Surroundings, decide};
 pub use draft::Draft;
@@ -44,7 +45,8 @@ pub use snapshot::{MAX_CHUNK_BYTES, SnapshotError};
 pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resources, SandboxSpec, Shape};
 pub use state::digest::DIGEST_FORM;
 pub use state::{
-    Agent, AgentStatus, Cluster, FleetCapacity, Held, Phase, RequestKey, RequestRecord, RequestResult,
-    Restored, Sandbox, State, Status, TOGETHER_NANOS,
+    Agent, AgentStatus, BatchSandbox, Cluster, FleetCapacity, Held, Phase, RememberedBatch, RequestKey,
+    RequestRecord, RequestResult, Restored, Sandbox, State, Status, StreamAnswer, StreamClient, StreamKey,
+    TOGETHER_NANOS,
 };
 pub use unknown::{Adoptable, Origin, UnknownSandbox};

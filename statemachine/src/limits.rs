@@ -29,8 +29,19 @@ pub const MAX_SLOTS: u64 = 4096;
 pub const MAX_AGENTS: usize = 100_000;
 /// The most sandboxes that wait for capacity: beyond that, waiting is no help to anyone.
 pub const MAX_WAITING: usize = 10_000;
-/// The most remembered requests.
+/// The most remembered requests: some hundred megabytes. A batch counts as many as it made, and each answer that a client
+/// of a stream has not acknowledged counts too.
 pub const MAX_REQUESTS: usize = 1_000_000;
+/// The most creates of a batch: they share one entry, and some milliseconds of deciding.
+pub const MAX_BATCH_CREATES: usize = 1_000;
+/// How far a client of a stream may be ahead of what it has acknowledged: a tenth of a second of creates at 40,000 a
+/// second, and a bound for what is remembered of one client.
+pub const STREAM_WINDOW: u64 = 4_096;
+/// The most clients of streams that are remembered: each takes some hundred bytes beside its answers.
+pub const MAX_STREAM_CLIENTS: usize = 10_000;
+/// The most acknowledged answers of a client that one of its creates forgets: more than it adds, so that they get fewer,
+/// and few, so that an entry of thousands of creates takes milliseconds to fold.
+pub(crate) const FORGOTTEN_A_CREATE: usize = 16;
 /// The longest time to live, wait for capacity and retention of a request, nanoseconds: ten years.
 pub const MAX_DURATION_NANOS: i64 = 10 * 365 * 24 * 3600 * 1_000_000_000;
 /// The longest recovery timeout, seconds: one day.

@@ -4,9 +4,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::ids::{AgentId, RequestId, Revision, SandboxId, SandboxName};
-use crate::limits::{MAX_AGENTS, MAX_REQUESTS, MAX_WAITING, MAX_WAITING_SHAPES, Violation};
+use crate::limits::{
+    MAX_AGENTS, MAX_REQUESTS, MAX_STREAM_CLIENTS, MAX_WAITING, MAX_WAITING_SHAPES, STREAM_WINDOW, Violation,
+};
 use crate::placement::Shortage;
 
 /// Why a command was refused.
@@ -66,6 +69,56 @@ pub enum Rejection {
     /// Not in this state of things.
     #[error("{0}")]
     FailedPrecondition(String),
+    /// One create of a batch is refused, and so nothing is made.
+    #[error("create {index} of the batch ({name}): {why}; nothing was made")]
+    InBatch {
+        /// Which of the request, from 0.
+        index: usize,
+        /// Its name.
+        name: SandboxName,
+        /// Why.
+        why: Box<Rejection>,
+    },
+    /// Nothing is known of a client that wants to go on with its stream.
+    #[error(
+        "stream client {0} is not known, or was idle for so long that it was forgotten: look which sandboxes there \
+         are, and begin a stream with a new client id"
+    )]
+    StreamForgotten(Uuid),
+    /// The client has opened another stream since.
+    #[error("stream client {0} has opened another stream since: this one is void")]
+    StreamSuperseded(Uuid),
+    /// A new client has the id of one that has made something.
+    #[error("stream client {0} has made sandboxes before: say `resume` to go on, or draw a new client id")]
+    StreamClientExists(Uuid),
+    /// The client has said that it has the answer.
+    #[error(
+        "sequence {sequence} was acknowledged by acknowledged_below {acknowledged_below}, and its answer is \
+         forgotten: send a new create with the next sequence"
+    )]
+    Acknowledged {
+        /// The sequence.
+        sequence: u64,
+        /// What the client has acknowledged.
+        acknowledged_below: u64,
+    },
+    /// Too far ahead of what is acknowledged.
+    #[error(
+        "sequence {sequence} is {STREAM_WINDOW} or more ahead of acknowledged_below {acknowledged_below}: read \
+         answers, and raise acknowledged_below with the next create"
+    )]
+    StreamWindowFull {
+        /// The sequence.
+        sequence: u64,
+        /// What the client has acknowledged.
+        acknowledged_below: u64,
+    },
+    /// Too many clients of streams are remembered.
+    #[error(
+        "{MAX_STREAM_CLIENTS} clients of streams are remembered already: use fewer for longer, or try again when some \
+         are forgotten"
+    )]
+    TooManyStreamClients,
 }
 
 impl Rejection {
@@ -89,6 +142,13 @@ impl Rejection {
             Self::TooManyAgents => "TOO_MANY_AGENTS",
             Self::RevisionMoved { .. } => "REVISION_MOVED",
             Self::FailedPrecondition(_) => "FAILED_PRECONDITION",
+            Self::InBatch { why, .. } => why.code(),
+            Self::StreamForgotten(_) => "STREAM_FORGOTTEN",
+            Self::StreamSuperseded(_) => "STREAM_SUPERSEDED",
+            Self::StreamClientExists(_) => "STREAM_CLIENT_EXISTS",
+            Self::Acknowledged { .. } => "ACKNOWLEDGED",
+            Self::StreamWindowFull { .. } => "STREAM_WINDOW_FULL",
+            Self::TooManyStreamClients => "TOO_MANY_STREAM_CLIENTS",
         }
     }
 }

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Digest, Revision, Timestamp};
 use crate::spec::Capacity;
 use crate::state::digest::{RecordSum, digest_of};
-use crate::state::{Agent, Cluster, Held, Phase, RequestKey, RequestRecord, Sandbox, State};
+use crate::state::{
+    Agent, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State, StreamAnswer,
+    StreamClient, StreamKey,
+};
 
 /// Records in one chunk: some hundred kilobytes of usual ones, some megabytes at worst (64 KiB of env each).
 const RECORDS_A_CHUNK: usize = 256;
@@ -23,7 +26,46 @@ enum Chunk {
     Agents(Vec<Agent>),
     Sandboxes(Vec<Sandbox>),
     Requests(Vec<(RequestKey, RequestRecord)>),
-    End { sandboxes: u64, agents: u64, requests: u64 },
+    End(Counts),
+    Streams(Vec<(StreamKey, StreamClient)>),
+    StreamAnswers(Vec<(StreamKey, u64, StreamAnswer)>),
+}
+
+impl Chunk {
+    /// Chunks stand in this order: what agents have given away follows from the sandboxes, and answers belong to streams.
+    fn place(&self) -> u8 {
+        match self {
+            Self::Head(_) => 0,
+            Self::Agents(_) => 1,
+            Self::Sandboxes(_) => 2,
+            Self::Requests(_) => 3,
+            Self::Streams(_) => 4,
+            Self::StreamAnswers(_) => 5,
+            Self::End(_) => 6,
+        }
+    }
+}
+
+/// How many records of each kind there are.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Counts {
+    sandboxes: u64,
+    agents: u64,
+    requests: u64,
+    streams: u64,
+    stream_answers: u64,
+}
+
+impl Counts {
+    fn of(state: &State) -> Self {
+        Self {
+            sandboxes: state.sandboxes.len() as u64,
+            agents: state.agents.len() as u64,
+            requests: state.requests.len() as u64,
+            streams: state.streams.len() as u64,
+            stream_answers: state.streams.values().map(|stream| stream.answers.len() as u64).sum(),
+        }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -70,17 +112,20 @@ impl State {
             sum: self.sum,
             cluster: self.cluster,
         };
-        let end = Chunk::End {
-            sandboxes: self.sandboxes.len() as u64,
-            agents: self.agents.len() as u64,
-            requests: self.requests.len() as u64,
-        };
+        let end = Chunk::End(Counts::of(self));
         let agents = self.agents.values().cloned().map(unburdened);
-        let requests = self.requests.iter().map(|(key, record)| (key.clone(), record.clone()));
+        let requests = self.requests.iter().map(|(key, record)| (key.clone(), (**record).clone()));
+        let streams = self.streams.iter().map(|(key, stream)| (key.clone(), stream.client));
+        let answers = self.streams.iter().flat_map(|(key, stream)| {
+            let one = |(sequence, answer): (&u64, &StreamAnswer)| (key.clone(), *sequence, answer.clone());
+            stream.answers.iter().map(one)
+        });
         std::iter::once(Chunk::Head(head))
             .chain(Batches(agents).map(Chunk::Agents))
             .chain(Batches(self.sandboxes.values().cloned()).map(Chunk::Sandboxes))
             .chain(Batches(requests).map(Chunk::Requests))
+            .chain(Batches(streams).map(Chunk::Streams))
+            .chain(Batches(answers).map(Chunk::StreamAnswers))
             .chain(std::iter::once(end))
             .map(|chunk| {
                 bincode::serde::encode_to_vec(&chunk, bincode::config::standard())
@@ -98,19 +143,19 @@ impl State {
         let mut state = Self::new();
         let mut head = None;
         let mut ended = false;
+        let mut place = 0;
         let mut count = 0;
         for (index, chunk) in chunks.enumerate() {
             let bytes = chunk.map_err(|error| SnapshotError::Source(index, error))?;
             let chunk = decode(&bytes).map_err(|text| SnapshotError::Decode(index, text))?;
-            if ended || (index == 0) != matches!(chunk, Chunk::Head(_)) {
+            if ended || (index == 0) != matches!(chunk, Chunk::Head(_)) || chunk.place() < place {
                 return Err(SnapshotError::OutOfPlace(index));
             }
+            place = chunk.place();
             match chunk {
                 Chunk::Head(found) => head = Some(found),
-                Chunk::End { sandboxes, agents, requests } => {
-                    let counts = (state.sandboxes.len(), state.agents.len(), state.requests.len());
-                    ended =
-                        (sandboxes, agents, requests) == (counts.0 as u64, counts.1 as u64, counts.2 as u64);
+                Chunk::End(counts) => {
+                    ended = counts == Counts::of(&state);
                     if !ended {
                         return Err(SnapshotError::OutOfPlace(index));
                     }
@@ -134,29 +179,43 @@ impl State {
         Ok(state)
     }
 
-    /// Takes in the records of a chunk. None if one is not what has to stand there: agents come before sandboxes, from
-    /// which follows what each has given away; requests come last; none comes twice.
+    /// Takes in the records of a chunk. None if one is not what has to stand there, or comes twice.
     fn take_in(&mut self, chunk: Chunk) -> Option<()> {
         match chunk {
             Chunk::Agents(agents) => {
                 for agent in agents {
-                    let first = self.sandboxes.is_empty() && !self.agents.contains_key(&agent.spec.agent_id);
+                    let first = !self.agents.contains_key(&agent.spec.agent_id);
                     first.then(|| self.put_agent(unburdened(agent)))?;
                 }
             }
             Chunk::Sandboxes(sandboxes) => {
                 for sandbox in sandboxes {
-                    let fits = self.requests.is_empty() && self.can_hold(&sandbox);
-                    fits.then(|| self.put_sandbox(sandbox))?;
+                    self.can_hold(&sandbox).then(|| self.put_sandbox(sandbox))?;
                 }
             }
             Chunk::Requests(requests) => {
                 for (key, record) in requests {
-                    let first = !self.requests.contains_key(&key);
+                    let sound = match &record.result {
+                        RequestResult::Batch(batch) => batch.is_sound(),
+                        _ => true,
+                    };
+                    let first = sound && !self.requests.contains_key(&key);
                     first.then(|| self.put_request(key, record))?;
                 }
             }
-            Chunk::Head(_) | Chunk::End { .. } => return None,
+            Chunk::Streams(streams) => {
+                for (key, client) in streams {
+                    let first = self.stream_client(&key).is_none();
+                    first.then(|| self.put_stream_client(key, client))?;
+                }
+            }
+            Chunk::StreamAnswers(answers) => {
+                for (key, sequence, answer) in answers {
+                    let first = self.stream_answer(&key, sequence).is_none();
+                    first.then(|| self.put_stream_answer(&key, sequence, answer)).flatten()?;
+                }
+            }
+            Chunk::Head(_) | Chunk::End(_) => return None,
         }
         Some(())
     }

@@ -19,9 +19,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(10);
 /// was away for long do not come back all at once.
 const BACKOFF_MAX: Duration = Duration::from_millis(125);
 /// A short call leaves at least two thirds of its deadline to the other servers when one hangs.
-const SHARE_OF_ONE_TRY: u32 = 3;
+pub(crate) const SHARE_OF_ONE_TRY: u32 = 3;
 /// But a try is never shorter than this (unless the deadline is): an fsync on a busy disk takes its time.
-const SHORTEST_TRY: Duration = Duration::from_secs(1);
+pub(crate) const SHORTEST_TRY: Duration = Duration::from_secs(1);
 
 /// A control node and the connection to it.
 #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use sandkeeper_proto::v1;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 use tonic_types::StatusExt;
 
@@ -116,6 +117,21 @@ impl Refusal {
                 bad.field_violations.iter().map(one).collect()
             }),
             retry_after: details.retry_info().and_then(|info| info.retry_delay),
+        }
+    }
+
+    /// A refusal inside of a stream.
+    pub(crate) fn of_stream(server: &str, wire: v1::CallRefusal) -> Self {
+        let violation =
+            |found: v1::FieldViolation| FieldViolation { field: found.field, description: found.description };
+        Self {
+            server: server.to_owned(),
+            code: Code::from_i32(wire.code),
+            message: wire.message,
+            reason: Some(wire.reason).filter(|reason| !reason.is_empty()),
+            details: wire.metadata,
+            violations: wire.violations.into_iter().map(violation).collect(),
+            retry_after: wire.retry_delay.and_then(|delay| delay.try_into().ok()),
         }
     }
 

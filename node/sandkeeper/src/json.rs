@@ -33,6 +33,7 @@ macro_rules! named {
 named!(
     AddMemberResponse,
     AdoptSandboxesResponse,
+    BatchCreateSandboxesResponse,
     ConfirmRestoreResponse,
     CordonAgentResponse,
     CreateSandboxResponse,
@@ -50,6 +51,7 @@ named!(
     RemoveAgentResponse,
     RemoveMemberResponse,
     ResetSandboxResponse,
+    StreamedAnswer,
     TerminateSandboxResponse,
     TransferLeadershipResponse,
     TriggerSnapshotResponse,
@@ -58,6 +60,66 @@ named!(
     VerifyResponse,
     WaitSandboxResponse,
 );
+
+/// Creates, as files describe them.
+pub mod read {
+    use anyhow::{Context, Result, bail};
+    use prost_reflect::DynamicMessage;
+    use sandkeeper_proto::v1;
+    use serde::Deserializer;
+    use serde::de::Deserialize;
+    use serde_yaml_ng::Value;
+
+    use super::POOL;
+
+    const NAME: &str = "sandkeeper.v1.CreateSandboxRequest";
+
+    /// One create, of a text of JSON.
+    pub fn one(text: &str) -> Result<v1::CreateSandboxRequest> {
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        let create = create(&mut deserializer)?;
+        deserializer.end()?;
+        Ok(create)
+    }
+
+    /// All creates of a text: a list, or one after another, as JSON or YAML.
+    pub fn many(text: &str) -> Result<Vec<v1::CreateSandboxRequest>> {
+        let mut creates = Vec::new();
+        let mut add = |value: Value| -> Result<()> {
+            let at = creates.len();
+            creates.push(create(value).with_context(|| format!("creates[{at}]"))?);
+            Ok(())
+        };
+        // YAML knows lists of JSON, but not objects one after another.
+        if text.trim_start().starts_with('{') {
+            for value in serde_json::Deserializer::from_str(text).into_iter::<Value>() {
+                add(value?)?;
+            }
+        } else {
+            for document in serde_yaml_ng::Deserializer::from_str(text) {
+                match Value::deserialize(document)? {
+                    Value::Null => {}
+                    Value::Sequence(values) => values.into_iter().try_for_each(&mut add)?,
+                    value => add(value)?,
+                }
+            }
+        }
+        if creates.is_empty() {
+            bail!("it describes no sandbox");
+        }
+        Ok(creates)
+    }
+
+    fn create<'de, D>(deserializer: D) -> Result<v1::CreateSandboxRequest>
+    where
+        D: Deserializer<'de>,
+        D::Error: Send + Sync + 'static,
+    {
+        let descriptor =
+            POOL.get_message_by_name(NAME).with_context(|| format!("this build does not know {NAME}"))?;
+        Ok(DynamicMessage::deserialize(descriptor, deserializer)?.transcode_to()?)
+    }
+}
 
 /// A message in the form in which it is shown, its fields in the order of the .proto file.
 #[derive(Debug)]
@@ -91,6 +153,35 @@ mod tests {
         for name in NAMES {
             assert!(POOL.get_message_by_name(name).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn creates_are_read_from_json_and_yaml_alike() {
+        let json = r#"{"name": "a", "command": ["sleep", "1"], "ttl": "90s", "mode": "MODE_STRONG"}
+            {"name": "b", "resources": {"cpu_millis": "500"}, "exposed_ports": [80]}"#;
+        let yaml = "name: a\ncommand: [sleep, '1']\nttl: 90s\nmode: MODE_STRONG\n---\n\
+            - name: b\n  resources: {cpu_millis: '500'}\n  exposed_ports: [80]\n";
+        let creates = read::many(json).unwrap();
+        assert_eq!(creates, read::many(yaml).unwrap());
+        assert_eq!(
+            creates,
+            read::many(
+                "[{name: a, command: [sleep, '1'], ttl: 90s, mode: MODE_STRONG}, \
+            {name: b, resources: {cpu_millis: 500}, exposed_ports: [80]}]"
+            )
+            .unwrap()
+        );
+        assert_eq!(
+            (creates[0].mode(), creates[1].exposed_ports.as_slice()),
+            (v1::Mode::Strong, [80].as_slice())
+        );
+        assert_eq!(read::one(r#"{"name": "a"}"#).unwrap().name, "a");
+        for wrong in ["", "- name: [a]", "name: a\ncomand: [x]", "{\"name\": \"a\"} x", "just text"] {
+            assert!(read::many(wrong).is_err(), "{wrong:?}");
+        }
+        let error = format!("{:#}", read::many("- name: a\n- nmae: b\n").unwrap_err());
+        assert!(error.starts_with("creates[1]: ") && error.contains("nmae"), "{error}");
+        assert!(read::one("{\"name\": \"a\"} {\"name\": \"b\"}").is_err());
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 mod adopt;
 mod agent;
+mod batch;
 mod cluster;
 mod create;
 mod housekeeping;
 mod life;
 mod recovery;
 mod report;
+mod stream;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,14 +21,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::command::{Command, Request};
+use crate::command::{Command, Request, StreamPosition};
 use crate::draft::{Cause, Draft};
 use crate::event::{Event, EventKind, RequestMemory, RequestRef};
-use crate::ids::{AgentId, Label, Revision, SandboxId, SandboxName, Timestamp};
+use crate::ids::{AgentId, Revision, SandboxId, SandboxName, Timestamp};
 use crate::limits::{MAX_ACTOR_BYTES, MAX_DURATION_NANOS, MAX_REQUESTS, RESERVED_REQUESTS, bounded};
 use crate::rejection::Rejection;
 use crate::spec::Actor;
-use crate::state::{Agent, RequestKey, RequestResult, Sandbox, State};
+use crate::state::{Agent, BatchSandbox, RequestKey, RequestResult, Sandbox, State};
 use crate::unknown::UnknownSandbox;
 
 pub use adopt::Adoption;
@@ -90,6 +92,19 @@ pub enum Outcome {
     },
     /// What became of each sandbox that was to be adopted.
     Adopted(Vec<Adoption>),
+    /// All sandboxes of a batch. Their records are in the state at revision `at`; those that are not are gone.
+    Batch {
+        /// In the order of the request.
+        sandboxes: Arc<[BatchSandbox]>,
+        /// The revision of the command's first event.
+        revision: Revision,
+        /// The revision of the state that this was decided on, with what the command did.
+        at: Revision,
+        /// The request was known: this is the first answer again.
+        duplicate: bool,
+    },
+    /// A stream is open.
+    Stream(StreamPosition),
 }
 
 /// Decides one command on a state: what [`Draft::decide`] does for many.
@@ -132,15 +147,23 @@ impl Draft {
                 return Err(Rejection::invalid("request_retention", "must be 0 to ten years"));
             }
             let digest = request.command.digest();
-            let namespace = namespace_of(&request.command);
+            let namespace = request.command.namespace();
             let key = RequestKey { namespace: namespace.clone(), id: caller.id.clone() };
-            if let Some(answer) = self.first_answer_again(&key, digest)? {
+            let mut acknowledged_below = 0;
+            let known = if let Command::CreateInStream { position, .. } = &request.command {
+                acknowledged_below = position.acknowledged_below;
+                self.answer_in_stream(&key, *position, digest)?
+            } else {
+                self.first_answer_again(&key, digest)?
+            };
+            if let Some(answer) = known {
                 return Ok(answer);
             }
-            if self.state().request_count() >= most_requests(&request.command) {
+            if !room_for(&request.command, self.state().request_count()) {
                 return Err(Rejection::TooManyRequests);
             }
-            let memory = Some(RequestMemory { namespace, digest, retention: caller.retention });
+            let retention = caller.retention;
+            let memory = Some(RequestMemory { namespace, digest, retention, acknowledged_below });
             cause.request = Some(RequestRef { id: caller.id.clone(), memory });
         }
         let cause = &mut cause;
@@ -171,6 +194,14 @@ impl Draft {
             Command::AdoptSandboxes { agent, namespace, ids } => {
                 self.adopt_sandboxes(cause, agent, namespace, ids, around)
             }
+            Command::CreateSandboxes(creates) => self.create_batch(cause, creates, around),
+            Command::OpenStream { stream, resume, acknowledged_below, retention } => {
+                self.open_stream(cause, stream, *resume, *acknowledged_below, *retention)
+            }
+            Command::KeepStream { stream, position, retention } => {
+                self.keep_stream(cause, stream, *position, *retention)
+            }
+            Command::CreateInStream { create, .. } => self.create_in_stream(cause, create, around),
         }
     }
 
@@ -180,17 +211,23 @@ impl Draft {
         if record.digest != digest {
             return Err(Rejection::RequestIdReused(key.id.clone()));
         }
-        let answer = match &record.result {
+        self.answer_of(&record.result).map(Some)
+    }
+
+    /// What a request that was carried out is answered again.
+    fn answer_of(&self, result: &RequestResult) -> Result<Outcome, Rejection> {
+        match result {
             RequestResult::Sandbox { id, name, created, revision } => {
-                self.answer_sandbox(id, name, *created, *revision, true)
+                Ok(self.answer_sandbox(id, name, *created, *revision, true))
             }
-            RequestResult::RolledBack { reason } => {
-                return Err(Rejection::RolledBack { reason: reason.clone() });
+            RequestResult::RolledBack { reason } => Err(Rejection::RolledBack { reason: reason.clone() }),
+            RequestResult::Agent(id) => self.answer_agent(id),
+            RequestResult::AgentRemoved { released, .. } => Ok(Outcome::AgentRemoved { released: *released }),
+            RequestResult::Batch(batch) => {
+                let (sandboxes, revision) = (Arc::clone(&batch.sandboxes), batch.revision);
+                Ok(Outcome::Batch { sandboxes, revision, at: self.state().revision(), duplicate: true })
             }
-            RequestResult::Agent(id) => self.answer_agent(id)?,
-            RequestResult::AgentRemoved { released, .. } => Outcome::AgentRemoved { released: *released },
-        };
-        Ok(Some(answer))
+        }
     }
 
     /// A sandbox as it is now, or that it is gone.
@@ -213,26 +250,13 @@ impl Draft {
     }
 }
 
-/// Where the id of a command's request is known.
-fn namespace_of(command: &Command) -> Option<Label> {
-    use crate::command::SandboxRef;
-    match command {
-        Command::CreateSandbox(create) => Some(create.spec.name.namespace.clone()),
-        Command::UpdateSandbox { target, .. }
-        | Command::ResetSandbox(target)
-        | Command::TerminateSandbox(target) => match &target.sandbox {
-            SandboxRef::Id { namespace, .. } => Some(namespace.clone()),
-            SandboxRef::Name(name) => Some(name.namespace.clone()),
-        },
-        _ => None,
-    }
-}
-
 /// Whether a command is one whose request id is remembered. Agents and the leader repeat theirs as they like, and
 /// operators what concerns the whole cluster: what is told twice changes nothing.
 fn is_callers(command: &Command) -> bool {
     match command {
         Command::CreateSandbox(_)
+        | Command::CreateSandboxes(_)
+        | Command::CreateInStream { .. }
         | Command::UpdateSandbox { .. }
         | Command::ResetSandbox(_)
         | Command::TerminateSandbox(_)
@@ -250,15 +274,18 @@ fn is_callers(command: &Command) -> bool {
         | Command::ConfirmRestore
         | Command::RehomeAgents { .. }
         | Command::ListUnknown { .. }
-        | Command::AdoptSandboxes { .. } => false,
+        | Command::AdoptSandboxes { .. }
+        | Command::OpenStream { .. }
+        | Command::KeepStream { .. } => false,
     }
 }
 
-/// How many requests may be remembered already when this one comes.
-fn most_requests(command: &Command) -> usize {
+/// Whether one more request can be remembered beside so many.
+fn room_for(command: &Command, remembered: usize) -> bool {
     match command {
-        Command::CreateSandbox(_) => MAX_REQUESTS,
-        _ => MAX_REQUESTS + RESERVED_REQUESTS,
+        Command::CreateSandbox(_) | Command::CreateInStream { .. } => remembered < MAX_REQUESTS,
+        Command::CreateSandboxes(creates) => remembered + creates.len() <= MAX_REQUESTS,
+        _ => remembered < MAX_REQUESTS + RESERVED_REQUESTS,
     }
 }
 

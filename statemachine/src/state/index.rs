@@ -1,4 +1,6 @@
-//! The only writers of records: each takes the old record's traces out of the indexes and puts the new one's in.
+//! The only writers of records (beside those of streams): each takes the old record's traces out of the indexes and puts the new one's in.
+
+use std::sync::Arc;
 
 use crate::ids::{AgentId, Revision, SandboxId, SandboxName, Timestamp};
 use crate::spec::{Capacity, Shape};
@@ -213,16 +215,18 @@ impl State {
     pub(crate) fn put_request(&mut self, key: RequestKey, record: RequestRecord) {
         self.remove_request(&key);
         self.sum.add(record.digest(&key));
+        self.remembered_more += record.result.weight() - 1;
         if let Some(ends) = record.ends {
             self.request_ends.insert((ends, key.clone()));
         }
-        self.requests.insert(key, record);
+        self.requests.insert(key, Arc::new(record));
     }
 
     /// Forgets a request.
     pub(crate) fn remove_request(&mut self, key: &RequestKey) {
         if let Some(old) = self.requests.remove(key) {
             self.sum.remove(old.digest(key));
+            self.remembered_more -= old.result.weight() - 1;
             if let Some(ends) = old.ends {
                 self.request_ends.remove(&(ends, key.clone()));
             }

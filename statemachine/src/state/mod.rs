@@ -3,7 +3,7 @@
 //! Determinism contract: the state is a function of the entries applied, in order, and of nothing else. No clock,
 //! no randomness, no order of a hash table, no address. Two replicas at one revision are equal, record by record.
 //!
-//! Records (sandboxes, agents, requests) are the truth. Everything else here is an index that follows from them; each
+//! Records (sandboxes, agents, requests, streams) are the truth. Everything else here is an index that follows from them; each
 //! `put_*` keeps its indexes, so that none can be forgotten. Cloning is O(1): all maps are persistent (`imbl`).
 
 mod agent;
@@ -15,16 +15,20 @@ mod index;
 mod mass_loss;
 mod request;
 mod sandbox;
+mod stream;
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::sync::Arc;
 
 pub use agent::{Agent, AgentStatus};
 pub use cluster::{Cluster, Restored};
 use imbl::{OrdMap, OrdSet};
 pub use mass_loss::TOGETHER_NANOS;
-pub use request::{RequestKey, RequestRecord, RequestResult};
+pub use request::{BatchSandbox, RememberedBatch, RequestKey, RequestRecord, RequestResult};
 pub use sandbox::{Held, Phase, Sandbox, Status};
+pub(crate) use stream::Stream;
+pub use stream::{StreamAnswer, StreamClient, StreamKey};
 
 use crate::ids::{AgentId, Digest, Generation, Label, Revision, SandboxId, SandboxName, Timestamp};
 use crate::spec::{Capacity, Shape};
@@ -42,7 +46,9 @@ pub struct State {
     pub(crate) cluster: Option<Cluster>,
     pub(crate) sandboxes: OrdMap<SandboxId, Sandbox>,
     pub(crate) agents: OrdMap<AgentId, Agent>,
-    pub(crate) requests: OrdMap<RequestKey, RequestRecord>,
+    // Behind an Arc: the map's nodes are half empty, and are copied when they change.
+    pub(crate) requests: OrdMap<RequestKey, Arc<RequestRecord>>,
+    pub(crate) streams: OrdMap<StreamKey, Stream>,
     // Indexes, kept by index.rs.
     names: OrdMap<SandboxName, SandboxId>,
     held: OrdSet<(AgentId, SandboxId, Generation)>,
@@ -50,6 +56,9 @@ pub struct State {
     queues: OrdMap<Shape, OrdSet<(Revision, SandboxId)>>,
     wait_ends: OrdSet<(Timestamp, SandboxId)>,
     request_ends: OrdSet<(Timestamp, RequestKey)>,
+    stream_ends: OrdSet<(Timestamp, StreamKey)>,
+    /// What [`Self::request_count`] counts beyond the records of requests.
+    remembered_more: usize,
     ready: OrdMap<Label, OrdSet<(u32, AgentId)>>,
     pools: OrdMap<Label, Pool>,
     unsettled: OrdSet<AgentId>,
@@ -160,12 +169,12 @@ impl State {
 
     /// A remembered request.
     pub fn request(&self, key: &RequestKey) -> Option<&RequestRecord> {
-        self.requests.get(key)
+        self.requests.get(key).map(|record| &**record)
     }
 
-    /// How many requests are remembered.
+    /// How many requests are remembered: a batch counts as many as it made, and answers in streams count too.
     pub fn request_count(&self) -> usize {
-        self.requests.len()
+        self.requests.len() + self.remembered_more
     }
 
     /// Agents of a pool that have a free slot and may get new sandboxes, least loaded first, ties by name.
@@ -234,6 +243,11 @@ impl State {
         due(&self.request_ends, now)
     }
 
+    /// The client of a stream that may be forgotten at `now` before all others.
+    pub(crate) fn first_stream_over(&self, now: Timestamp) -> Option<StreamKey> {
+        due(&self.stream_ends, now).next().cloned()
+    }
+
     /// The earliest time at which [`crate::Command::Housekeeping`] may have something to do: the time of the last event
     /// if something is left over that one command was too small for, or somebody waits where an agent has a free slot.
     pub fn next_deadline(&self) -> Option<Timestamp> {
@@ -245,6 +259,7 @@ impl State {
             self.expiries.get_min().map(|(time, _)| *time),
             self.wait_ends.get_min().map(|(time, _)| *time),
             self.request_ends.get_min().map(|(time, _)| *time),
+            self.stream_ends.get_min().map(|(time, _)| *time),
         ];
         firsts.into_iter().flatten().min()
     }

@@ -1,7 +1,10 @@
 //! Remembered requests: exactly once for callers.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
+use super::{Sandbox, State, StreamKey};
 use crate::ids::{AgentId, Digest, Label, RequestId, Revision, SandboxId, SandboxName, Timestamp};
 use crate::state::digest::digest_of;
 
@@ -55,10 +58,89 @@ pub enum RequestResult {
         /// How many.
         released: u64,
     },
+    /// It made all of these.
+    Batch(Box<RememberedBatch>),
+}
+
+/// What is remembered of a batch of creates.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RememberedBatch {
+    /// The revision of its first event.
+    pub revision: Revision,
+    /// In the order of the request, and of their create timestamps.
+    pub sandboxes: Arc<[BatchSandbox]>,
+    /// The digest of `sandboxes`, so that they are hashed once.
+    pub digest: Digest,
+    /// How many of them are in the state.
+    pub live: u32,
+}
+
+/// A sandbox of a batch. Its namespace is that of the request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchSandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// Its name.
+    pub name: Label,
+    /// Its create timestamp.
+    pub created: Timestamp,
+}
+
+impl RememberedBatch {
+    /// Of sandboxes that are all in the state.
+    pub(crate) fn new(revision: Revision, sandboxes: Arc<[BatchSandbox]>) -> Self {
+        let live = u32::try_from(sandboxes.len()).expect("limits keep batches small");
+        let digest = digest_of(&sandboxes);
+        Self { revision, sandboxes, digest, live }
+    }
+
+    /// Whether the digest is that of its sandboxes, and as many live as can.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.digest == digest_of(&self.sandboxes) && self.live as usize <= self.sandboxes.len()
+    }
+}
+
+impl RequestResult {
+    /// Whether the request made this sandbox.
+    pub(crate) fn made(&self, sandbox: &Sandbox) -> bool {
+        match self {
+            Self::Sandbox { id, .. } => *id == sandbox.id,
+            Self::Batch(batch) => {
+                let found = batch.sandboxes.binary_search_by_key(&sandbox.created, |one| one.created);
+                found.is_ok_and(|at| batch.sandboxes[at].id == sandbox.id)
+            }
+            Self::RolledBack { .. } | Self::Agent(_) | Self::AgentRemoved { .. } => false,
+        }
+    }
+
+    /// How many answers it counts for.
+    pub(crate) fn weight(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.sandboxes.len(),
+            _ => 1,
+        }
+    }
+}
+
+impl State {
+    /// What came of a request that is remembered, also of a create in a stream.
+    pub fn result_of(&self, key: &RequestKey) -> Option<&RequestResult> {
+        match (&key.id, &key.namespace) {
+            (RequestId::Stream { client, sequence }, Some(namespace)) => {
+                let stream = StreamKey { namespace: namespace.clone(), client: *client };
+                self.stream_answer(&stream, *sequence).map(|answer| &answer.result)
+            }
+            _ => self.request(key).map(|record| &record.result),
+        }
+    }
 }
 
 impl RequestRecord {
     pub(crate) fn digest(&self, key: &RequestKey) -> Digest {
-        digest_of(&("request", key, self))
+        let RememberedBatch { revision, digest, live, .. } = match &self.result {
+            RequestResult::Batch(batch) => &**batch,
+            _ => return digest_of(&("request", key, self)),
+        };
+        digest_of(&("batch", key, self.digest, self.retention, self.ends, (revision, digest, live)))
     }
 }

@@ -86,24 +86,41 @@ pub fn every_kind() -> Entry {
         EventKind::RestoreConfirmed,
         EventKind::AgentsRehomed { from: Uuid::from_u128(0xc1) },
         EventKind::AgentRecoveryResumed,
+        EventKind::BatchCreated { sandboxes: ids().into() },
+        EventKind::StreamOpened { stream: stream(), acknowledged_below: 1, ends: Timestamp(i64::MAX) },
+        EventKind::StreamKept { stream: stream(), acknowledged_below: 70_000, ends: Timestamp(0) },
     ];
     let events = kinds.into_iter().enumerate().map(|(index, kind)| Event { header: header(index), kind });
     Entry::new(41, 7, Timestamp(1_600_000_000_000_000_000), events.collect())
 }
 
+fn stream() -> StreamKey {
+    StreamKey { namespace: label("prod"), client: Uuid::from_u128(0x57) }
+}
+
+fn ids() -> [SandboxId; 3] {
+    let texts = ["e4b85f2f7d8fb1918a47168a87c62761", "67e55044-10b1-426f-9247-bb680e5fe0c8", "adopted-1"];
+    texts.map(|text| text.parse().unwrap())
+}
+
 fn header(index: usize) -> Header {
-    let ids = ["e4b85f2f7d8fb1918a47168a87c62761", "67e55044-10b1-426f-9247-bb680e5fe0c8", "adopted-1"];
     let actors = [Actor::Client("ann".into()), Actor::Agent(agent_id("a1")), Actor::Leader];
     let namespace = (index % 4 == 1).then(|| label("prod"));
-    let memory = RequestMemory { namespace, digest: [index as u8; 16], retention: 600 * SECOND };
+    let (digest, retention) = ([index as u8; 16], 600 * SECOND);
+    let acknowledged_below = if index == 7 { 300 } else { 0 };
+    let memory = RequestMemory { namespace, digest, retention, acknowledged_below };
     let memory = (index % 2 == 1).then_some(memory);
-    let request_id = if index % 4 < 2 { spec_id() } else { "order-17".parse().unwrap() };
+    let request_id = match index % 4 {
+        0 | 1 => spec_id(),
+        2 => "order-17".parse().unwrap(),
+        _ => RequestId::Stream { client: Uuid::from_u128(2), sequence: index as u64 },
+    };
     Header {
         actor: actors[index % 3].clone(),
         reason: if index.is_multiple_of(2) { String::new() } else { format!("reason {index}") },
         request: (!index.is_multiple_of(5)).then_some(RequestRef { id: request_id, memory }),
         subject: Subject {
-            sandbox: (!index.is_multiple_of(7)).then(|| (ids[index % 3].parse().unwrap(), name("prod/web"))),
+            sandbox: (!index.is_multiple_of(7)).then(|| (ids()[index % 3].clone(), name("prod/web"))),
             agent: (index.is_multiple_of(2)).then(|| agent_id("worker-1.example.com")),
         },
         previous: index as u64 * 1_000,
@@ -140,6 +157,9 @@ fn number(kind: &EventKind) -> u32 {
         EventKind::RestoreConfirmed => 20,
         EventKind::AgentsRehomed { .. } => 21,
         EventKind::AgentRecoveryResumed => 22,
+        EventKind::BatchCreated { .. } => 23,
+        EventKind::StreamOpened { .. } => 24,
+        EventKind::StreamKept { .. } => 25,
     }
 }
 
@@ -204,6 +224,7 @@ pub fn some_state() -> State {
     report(&mut world, "fails", exited);
     report(&mut world, "rolled-back", ReportedState::StartFailed { reason: "no such image".into() });
     ask(&mut world, Command::ResetSandbox(by_name("reset")));
+    many(&mut world);
     ask(&mut world, Command::CordonAgent { agent: agent_id("a2"), reason: "disk".into() });
     let held = world.state.sandbox_named(&name("lost")).unwrap().holder().unwrap().clone();
     world.must(Command::LoseAgent { agent: held.clone(), incarnation: incarnation(1, 1) });
@@ -211,12 +232,46 @@ pub fn some_state() -> State {
     world.state
 }
 
+/// A batch of which one is gone, and a stream with an answer of each kind.
+fn many(world: &mut World) {
+    let waiting = |text: &str, request_id: RequestId, mode: Mode| {
+        let mut create = create(text);
+        (create.spec.mode, create.spec.request_id) = (mode, request_id);
+        create.spec.pool = label("nowhere");
+        create.wait = Some(SECOND);
+        create
+    };
+    let mut ask = |id: RequestId, command: Command| {
+        let id = Some(CallerId { id, retention: 600 * SECOND });
+        world.run(&Request { actor: Actor::Client("ann".into()), id, command }).0.unwrap();
+    };
+    let id: RequestId = "batch".parse().unwrap();
+    let batch = ["batch-1", "batch-2"].map(|text| waiting(text, id.clone(), Mode::Fast));
+    ask(id, Command::CreateSandboxes(batch.into()));
+    ask("end".parse().unwrap(), Command::TerminateSandbox(by_name("batch-1")));
+    let stream = StreamKey { namespace: label("default"), ..stream() };
+    let client = stream.client;
+    let open = Command::OpenStream { stream, resume: false, acknowledged_below: 0, retention: 600 * SECOND };
+    let Outcome::Stream(position) = world.must(open) else { panic!("a stream is opened") };
+    let mut in_stream = |sequence: u64, mode: Mode| {
+        let id = RequestId::Stream { client, sequence };
+        let create = Box::new(waiting(&format!("stream-{sequence}"), id.clone(), mode));
+        let caller = Some(CallerId { id, retention: 600 * SECOND });
+        let command = Command::CreateInStream { position, create };
+        world.run(&Request { actor: Actor::Client("ann".into()), id: caller, command }).0.unwrap();
+    };
+    in_stream(1, Mode::Fast);
+    in_stream(3, Mode::Strong);
+    world.now = world.now.plus(2 * SECOND);
+    world.must(Command::Housekeeping);
+}
+
 #[test]
 fn entries_of_format_1_are_written_and_read_as_ever() {
     let entry = every_kind();
     let kinds: std::collections::BTreeSet<u32> =
         entry.events.iter().map(|event| number(&event.kind)).collect();
-    assert!(kinds.into_iter().eq(0..23), "every kind of event is in the entry");
+    assert!(kinds.into_iter().eq(0..26), "every kind of event is in the entry");
     assert_eq!(hex(entry.encoded()), ENTRY.trim(), "the encoding has changed");
     assert_eq!(Entry::decode(&Bytes::from(unhex(ENTRY))).unwrap(), entry);
 }
@@ -247,6 +302,10 @@ fn the_golden_state_has_something_of_everything() {
     assert!(has(|result| matches!(result, RequestResult::RolledBack { .. })));
     assert!(has(|result| matches!(result, RequestResult::Agent(_))));
     assert!(has(|result| matches!(result, RequestResult::AgentRemoved { .. })));
+    assert!(has(|result| matches!(result, RequestResult::Batch(batch) if batch.live == 1)));
+    let answers: Vec<_> = state.streams.values().flat_map(|stream| stream.answers.values()).collect();
+    let rolled_back = |answer: &&&StreamAnswer| matches!(answer.result, RequestResult::RolledBack { .. });
+    assert_eq!((answers.len(), answers.iter().filter(rolled_back).count()), (2, 1));
 }
 
 #[test]

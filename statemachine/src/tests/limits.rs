@@ -1,5 +1,7 @@
 //! Every limit, at and over it.
 
+use std::sync::Arc;
+
 use super::world::*;
 use crate::command::Report;
 use crate::limits::*;
@@ -231,16 +233,12 @@ fn remembered_requests_are_limited_in_number_and_a_full_table_keeps_nobody_from_
     let mut world = World::new();
     world.must(Command::RegisterAgent(Box::new(agent("a1", 2))));
     world.must(make(create("web")));
-    let record = RequestRecord {
-        digest: [0; 16],
-        retention: 0,
-        ends: None,
-        result: RequestResult::Agent(agent_id("a1")),
-    };
+    let result = RequestResult::Agent(agent_id("a1"));
+    let record = Arc::new(RequestRecord { digest: [0; 16], retention: 0, ends: None, result });
     // Straight into the table, past its digest: a million decisions take too long.
     let key =
         |n: usize| RequestKey { namespace: None, id: RequestId::Uuid(uuid::Uuid::from_u128(n as u128)) };
-    world.state.requests = (0..MAX_REQUESTS - 1).map(|n| (key(n), record.clone())).collect();
+    world.state.requests = (0..MAX_REQUESTS - 1).map(|n| (key(n), Arc::clone(&record))).collect();
     let ask = |id: &str, command: Command| {
         let caller = CallerId { id: id.parse().unwrap(), retention: SECOND };
         Request { actor: Actor::Client("ann".into()), id: Some(caller), command }
@@ -257,7 +255,7 @@ fn remembered_requests_are_limited_in_number_and_a_full_table_keeps_nobody_from_
     draft.decide(&terminate("t1"), &mut world.around).unwrap();
 
     let full = MAX_REQUESTS + RESERVED_REQUESTS;
-    world.state.requests = (0..full).map(|n| (key(n), record.clone())).collect();
+    world.state.requests = (0..full).map(|n| (key(n), Arc::clone(&record))).collect();
     let mut draft = Draft::new(world.state.clone(), world.now);
     assert_eq!(draft.decide(&terminate("t2"), &mut world.around), Err(Rejection::TooManyRequests));
 }

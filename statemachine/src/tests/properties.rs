@@ -3,6 +3,7 @@
 
 mod checks;
 mod steps;
+mod streams;
 
 use proptest::prelude::*;
 
@@ -23,12 +24,15 @@ struct Run {
     excused: Excused,
     /// What callers have asked for with an id.
     asked: Vec<Request>,
+    /// First answers in streams and of batches that were given again.
+    again: u32,
 }
 
 impl Run {
     fn new() -> Self {
         let (model, excused) = (Model::default(), Excused::default());
-        let mut run = Self { world: World::new(), entries: Vec::new(), model, excused, asked: Vec::new() };
+        let mut run =
+            Self { world: World::new(), entries: Vec::new(), model, excused, asked: Vec::new(), again: 0 };
         for which in 0..4 {
             let agent = agent_id(&format!("a{which}"));
             let there = ["s0", "s1", "old"].map(|text| unknown(&agent, text));
@@ -53,6 +57,7 @@ impl Run {
         let mut twin_around = self.world.around.clone();
         let mut draft = Draft::new(self.world.state.clone(), self.world.now);
         let mut twin = Draft::new(restored.clone(), self.world.now);
+        let mut answers = Vec::new();
         for request in requests {
             let before = draft.state().clone();
             let bytes = draft.encoded_bytes();
@@ -66,12 +71,17 @@ impl Run {
             }
             check_step(&before, draft.state(), request, &outcome);
             self.excused.check_queues(draft.state());
+            answers.push(outcome);
         }
         let (entry, working) = draft.seal(TERM);
         let (twin_entry, _) = twin.seal(TERM);
         assert_eq!(entry.encoded(), twin_entry.encoded(), "another replica makes another entry");
         self.apply(&entry, &working, restored);
         self.model.follow(&entry, &self.world.state);
+        let answers = requests.iter().zip(&answers);
+        self.again += answers
+            .map(|(request, answer)| u32::from(self.model.streams.check_answer(request, answer)))
+            .sum::<u32>();
         check_records(&self.world.state);
         self.entries.push(entry);
     }
@@ -108,14 +118,36 @@ impl Run {
     }
 
     fn request(&self, step: &Step) -> Request {
+        // One of the last, whose answer may not have come.
+        let last = &self.asked[self.asked.len().saturating_sub(20)..];
         match step {
-            Step::Retry(index) if !self.asked.is_empty() => {
-                // One of the last, whose answer may not have come.
-                let last = self.asked.len().saturating_sub(20);
-                index.get(&self.asked[last..]).clone()
+            Step::Retry(index) if !last.is_empty() => index.get(last).clone(),
+            Step::Resend(index) => {
+                let many = |request: &&Request| {
+                    matches!(request.command, Command::CreateInStream { .. } | Command::CreateSandboxes(_))
+                };
+                let last: Vec<_> = last.iter().filter(many).collect();
+                if last.is_empty() {
+                    return step.request(&self.world.state);
+                }
+                let chosen: &&Request = index.get(&last);
+                self.again(chosen)
             }
             _ => step.request(&self.world.state),
         }
+    }
+
+    /// A request once more. A client that has opened its stream again goes on in that.
+    fn again(&self, request: &Request) -> Request {
+        let mut request = request.clone();
+        if let Command::CreateInStream { position, create } = &mut request.command
+            && let RequestId::Stream { client, .. } = create.spec.request_id
+        {
+            let namespace = create.spec.name.namespace.clone();
+            let known = self.world.state.stream_client(&StreamKey { namespace, client });
+            position.opened = known.map_or(position.opened, |known| known.opened);
+        }
+        request
     }
 
     fn give(&mut self, command: Command) {
@@ -212,7 +244,7 @@ fn random_commands_reach_every_kind_of_event_and_refusal() {
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let mut seen = std::collections::BTreeMap::<String, u32>::new();
     let mut run = Run::new();
-    for _ in 0..60 {
+    for _ in 0..120 {
         let batches = batches().new_tree(&mut runner).unwrap().current();
         for batch in &batches {
             run.step(batch);
@@ -230,10 +262,13 @@ fn random_commands_reach_every_kind_of_event_and_refusal() {
         }
         run.wind_down();
     }
-    // What can't be reached by few: limits of number (see `limits`).
+    assert!(run.again > 30, "answers of streams and batches that were given again: {}", run.again);
+    // What can't be reached by few: limits of number (see `limits`, `streams`).
     let codes =
         ["INVALID", "SANDBOX_NOT_FOUND", "AGENT_NOT_FOUND", "NAME_TAKEN", "REQUEST_ID_REUSED", "ROLLED_BACK"];
     let more = ["NO_CAPACITY", "REVISION_MOVED", "FAILED_PRECONDITION"];
+    let streams = ["STREAM_FORGOTTEN", "STREAM_SUPERSEDED", "STREAM_CLIENT_EXISTS", "ACKNOWLEDGED"];
+    let many = ["BatchCreated", "StreamOpened", "StreamKept"];
     let agents = [
         "AgentRegistered",
         "AgentLost",
@@ -253,7 +288,7 @@ fn random_commands_reach_every_kind_of_event_and_refusal() {
         "SandboxRemoved",
     ];
     let others = ["RequestsPruned", "ClusterRestored", "RestoreConfirmed", "AgentsRehomed"];
-    let wanted = [&codes[..], &more, &agents, &sandboxes, &ends, &others].concat();
+    let wanted = [&codes[..], &more, &agents, &sandboxes, &ends, &streams, &many, &others].concat();
     let rare: Vec<_> = wanted.into_iter().filter(|what| seen.get(*what).copied().unwrap_or(0) < 3).collect();
     assert!(rare.is_empty(), "hardly ever: {rare:?}, of {seen:#?}");
 }

@@ -6,9 +6,12 @@
 //! create NAME [strong] [wait=5s] [ttl=5s] [at=5s] [cpu= mem= ports=1,2 select=k:v pool= image= labels= policy=auto]
 //! update S [expire=5s|never] [labels=k:v] [policy=auto|manual] [timeout=5]     reset S   terminate S
 //! report A S GENERATION running|exited|start-failed|absent|refused [code=1] [reason=text] [endpoints=a:1] [expired]
+//! batch NAME,NAME [as create]           open CLIENT [resume] [below=1]           keep CLIENT [opened= below=1]
+//! in CLIENT SEQUENCE NAME [opened= below=1 and as create]
 //! housekeeping   advance 5s   cluster   restore   confirm   rehome [from=N]   show
 //! there A ID [label=ours|other] [mem=] [ports=1]   unknown [A]   adopt A [ID ...] [in=namespace]
 //! ```
+//! A CLIENT is a number. Its stream is the newest, unless `opened=` says another revision.
 //! Callers' commands take `id=` (request id), `keep=` (its retention, default 60s), and `rev=` (expected revision). `S`
 //! is a name (`ns/name`, `name`), or `#name` (`#name.2`): the (second) sandbox that was ever made with this name, by id.
 
@@ -67,6 +70,22 @@ impl<'a> Words<'a> {
         self.get(key).unwrap_or_default().replace('_', " ")
     }
 
+    fn retention(&self) -> i64 {
+        self.get("keep").map_or(60 * SECOND, nanos)
+    }
+
+    fn request_id(&self) -> Option<RequestId> {
+        if self.at(0) == "in" {
+            let sequence = self.at(2).parse().unwrap();
+            return Some(RequestId::Stream { client: self.client().client, sequence });
+        }
+        self.get("id").map(|id| id.parse().unwrap())
+    }
+
+    fn client(&self) -> StreamKey {
+        StreamKey { namespace: label("default"), client: Uuid::from_u128(self.at(1).parse().unwrap()) }
+    }
+
     fn incarnation(&self) -> Incarnation {
         incarnation(self.number("ledger", 1).into(), self.number("start", 1))
     }
@@ -112,10 +131,7 @@ impl Stage {
 
     fn give(&mut self, words: &Words) {
         let (command, actor) = self.command(words);
-        let id = words.get("id").map(|id| CallerId {
-            id: id.parse().unwrap(),
-            retention: words.get("keep").map_or(60 * SECOND, nanos),
-        });
+        let id = words.request_id().map(|id| CallerId { id, retention: words.retention() });
         let (outcome, entry) = self.world.run(&Request { actor, id, command });
         for (index, event) in entry.events.iter().enumerate() {
             if let (EventKind::SandboxCreated(_), Some(subject)) =
@@ -165,7 +181,12 @@ impl Stage {
                 let (agent, fenced) = (agent_id(words.at(1)), words.has("fenced"));
                 (Command::RemoveAgent { agent, fenced }, caller)
             }
-            "create" => (Command::CreateSandbox(Box::new(sandbox_to_create(words))), caller),
+            "create" => (Command::CreateSandbox(Box::new(sandbox_to_create(words, words.at(1)))), caller),
+            "batch" => {
+                let creates = words.at(1).split(',').map(|name| sandbox_to_create(words, name));
+                (Command::CreateSandboxes(creates.collect()), caller)
+            }
+            "open" | "keep" | "in" => (self.stream(words), caller),
             "update" => {
                 let update = update(words);
                 (Command::UpdateSandbox { target: target(), update }, caller)
@@ -218,6 +239,24 @@ impl Stage {
             adoptable: (origin == Origin::Unlabelled).then(|| Box::new(adoptable)),
         });
         self.world.around.unknown.insert(agent, there.into());
+    }
+
+    fn stream(&self, words: &Words) -> Command {
+        let (stream, retention) = (words.client(), words.retention());
+        let opened = self.world.state.stream_client(&stream).map_or(0, |client| client.opened);
+        let acknowledged_below = words.number("below", 1);
+        let position = StreamPosition { opened: words.number("opened", opened), acknowledged_below };
+        match words.at(0) {
+            "open" => {
+                let resume = words.has("resume");
+                Command::OpenStream { stream, resume, acknowledged_below, retention }
+            }
+            "keep" => Command::KeepStream { stream, position, retention },
+            _ => {
+                let create = Box::new(sandbox_to_create(words, words.at(3)));
+                Command::CreateInStream { position, create }
+            }
+        }
     }
 
     fn report(&self, words: &Words) -> (Command, Actor) {
@@ -337,6 +376,15 @@ impl Stage {
                     format!("{}:{lines}", adoptions.len())
                 }
             }
+            Outcome::Batch { sandboxes, revision, at, duplicate } => {
+                let one = |one: &BatchSandbox| match self.world.state.sandbox(&one.id) {
+                    Some(sandbox) => self.sandbox(sandbox),
+                    None => format!("#{} is gone", self.alias(&one.id)),
+                };
+                let all: Vec<_> = sandboxes.iter().map(one).collect();
+                format!("at {at} (by revision {revision}{}): {}", again(duplicate), all.join("; "))
+            }
+            Outcome::Stream(position) => format!("{position:?}"),
         }
     }
 
@@ -374,6 +422,15 @@ impl Stage {
             let ends = record.ends.map_or("with its sandbox".into(), |ends| seconds(Some(ends)));
             format!("request {namespace}/{} ends {ends}", key.id)
         }));
+        for (key, stream) in &state.streams {
+            let StreamClient { opened, acknowledged_below, ends } = stream.client;
+            let known: Vec<_> = stream.answers.keys().collect();
+            let (client, ends) = (key.client.as_u128(), seconds(Some(ends)));
+            lines.push(format!(
+                "stream {}/{client} opened {opened}, acknowledged below {acknowledged_below}, ends {ends}, knows {known:?}",
+                key.namespace
+            ));
+        }
         for line in lines {
             writeln!(self.out, "  {line}").unwrap();
         }
@@ -416,8 +473,8 @@ fn seconds(time: Option<Timestamp>) -> String {
     format!("{}s+{}ns", nanos.div_euclid(SECOND), nanos.rem_euclid(SECOND))
 }
 
-fn sandbox_to_create(words: &Words) -> CreateSandbox {
-    let mut create = create(words.at(1));
+fn sandbox_to_create(words: &Words, name: &str) -> CreateSandbox {
+    let mut create = create(name);
     let spec = &mut create.spec;
     spec.mode = if words.has("strong") { Mode::Strong } else { Mode::Fast };
     spec.image = words.text("image");
@@ -426,7 +483,7 @@ fn sandbox_to_create(words: &Words) -> CreateSandbox {
     spec.resources = Resources { cpu_millis, memory_bytes };
     spec.agent_selector = words.labels("select");
     spec.pool = label(words.get("pool").unwrap_or("default"));
-    spec.request_id = words.get("id").unwrap_or("none").parse().unwrap();
+    spec.request_id = words.request_id().unwrap_or_else(|| "none".parse().unwrap());
     create.labels = words.labels("labels");
     create.wait = words.get("wait").map(nanos);
     create.expiry = match (words.get("ttl"), words.get("at")) {
@@ -470,6 +527,14 @@ fn kind(kind: &EventKind) -> String {
             format!(
                 "SandboxUpdated {{ expires {expires}, {labels:?}, {failure_policy:?}, {recovery_timeout_seconds:?} }}"
             )
+        }
+        EventKind::BatchCreated { sandboxes } => format!("BatchCreated {{ {} }}", sandboxes.len()),
+        EventKind::StreamOpened { stream, acknowledged_below, ends }
+        | EventKind::StreamKept { stream, acknowledged_below, ends } => {
+            let what =
+                if matches!(kind, EventKind::StreamKept { .. }) { "StreamKept" } else { "StreamOpened" };
+            let (client, ends) = (stream.client.as_u128(), seconds(Some(*ends)));
+            format!("{what} {{ {client}, acknowledged below {acknowledged_below}, ends {ends} }}")
         }
         other => format!("{other:?}"),
     }

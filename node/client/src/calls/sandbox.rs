@@ -18,6 +18,15 @@ impl Client {
         unary!(self, sandbox, create_sandbox, kind, request)
     }
 
+    /// Makes all of these sandboxes, or none. For many, one by one: [`Client::create_stream`].
+    pub async fn batch_create(
+        &self,
+        mut request: v1::BatchCreateSandboxesRequest,
+    ) -> Result<v1::BatchCreateSandboxesResponse, ClientError> {
+        with_request_id(&mut request.request_id);
+        unary!(self, sandbox, batch_create_sandboxes, Kind::SHORT, request)
+    }
+
     /// One sandbox, by its id or by its name.
     pub async fn get(
         &self,

@@ -8,13 +8,16 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use futures::{Stream, StreamExt, stream};
 use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::cluster_service_server::{ClusterService, ClusterServiceServer};
+pub(super) use sandkeeper_proto::v1::create_sandboxes_request::Message as StreamedOut;
+use sandkeeper_proto::v1::create_sandboxes_response::Message as StreamedIn;
 use sandkeeper_proto::v1::event_service_server::{EventService, EventServiceServer};
 use sandkeeper_proto::v1::sandbox_service_server::{SandboxService, SandboxServiceServer};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::transport::Server;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// What the next create comes to.
 pub(super) enum Answer {
@@ -36,6 +39,10 @@ pub(super) struct Script {
     /// The `grpc-timeout` of each create.
     pub(super) timeouts: Vec<Option<String>>,
     pub(super) watched_from: Vec<u64>,
+    /// Of each stream of creates: after how many answers it ends, and how. Those beyond go on for ever.
+    pub(super) streams: VecDeque<(u32, Status)>,
+    /// What came in streams of creates, over all of them.
+    pub(super) streamed: Vec<StreamedOut>,
 }
 
 pub(super) struct Fake {
@@ -94,6 +101,21 @@ struct Service {
     script: Arc<Mutex<Script>>,
 }
 
+fn answer_of(message: StreamedOut) -> StreamedIn {
+    match message {
+        StreamedOut::Open(open) => {
+            let acknowledged_below = open.acknowledged_below;
+            StreamedIn::Opened(v1::CreateStreamOpened { window: 8, acknowledged_below, header: None })
+        }
+        StreamedOut::Create(v1::StreamedCreate { sequence, create, .. }) => {
+            let sandbox = v1::Sandbox { name: create.unwrap_or_default().name, ..Default::default() };
+            let created = v1::CreateSandboxResponse { sandbox: Some(sandbox), ..Default::default() };
+            let result = Some(v1::streamed_answer::Result::Created(created));
+            StreamedIn::Answer(v1::StreamedAnswer { sequence, result })
+        }
+    }
+}
+
 type Answered<T> = Result<Response<T>, Status>;
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -104,6 +126,42 @@ fn unused<T>() -> Answered<T> {
 #[tonic::async_trait]
 impl SandboxService for Service {
     type StreamLogsStream = BoxStream<v1::StreamLogsResponse>;
+    type CreateSandboxesStream = BoxStream<v1::CreateSandboxesResponse>;
+
+    async fn create_sandboxes(
+        &self,
+        request: Request<Streaming<v1::CreateSandboxesRequest>>,
+    ) -> Answered<Self::CreateSandboxesStream> {
+        let mut requests = request.into_inner();
+        let script = self.script.clone();
+        let (answers, receiver) = mpsc::channel(64);
+        let limit = script.lock().unwrap().streams.pop_front();
+        tokio::spawn(async move {
+            let mut answered = 0;
+            while let Some(Ok(request)) = requests.next().await {
+                script.lock().unwrap().streamed.push(request.message.clone().unwrap());
+                let over = limit.as_ref().filter(|(most, _)| answered >= *most);
+                if let Some((_, status)) = over {
+                    let _ = answers.send(Err(status.clone())).await;
+                    return;
+                }
+                let answer = answer_of(request.message.unwrap());
+                answered += u32::from(matches!(&answer, StreamedIn::Answer(_)));
+                let answer = v1::CreateSandboxesResponse { message: Some(answer) };
+                if answers.send(Ok(answer)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    }
+
+    async fn batch_create_sandboxes(
+        &self,
+        _: Request<v1::BatchCreateSandboxesRequest>,
+    ) -> Answered<v1::BatchCreateSandboxesResponse> {
+        unused()
+    }
 
     async fn create_sandbox(
         &self,
@@ -226,7 +284,7 @@ impl ClusterService for Service {
         unused()
     }
 
-    type BackupStream = tonic::Streaming<v1::BackupResponse>;
+    type BackupStream = Streaming<v1::BackupResponse>;
 
     async fn backup(&self, _: Request<v1::BackupRequest>) -> Answered<Self::BackupStream> {
         unused()

@@ -1,5 +1,6 @@
 //! The client against in-process servers that fail on command.
 
+mod creating;
 mod failover;
 mod fake;
 mod watching;

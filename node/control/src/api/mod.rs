@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `convert` | wire types to core types and back: the only place where both are known |
 //! | `status`, `call` | refusals as gRPC says them; deadlines and actors |
-//! | `sandbox`, `wait`, `list`, `pages`, `logs` | `SandboxService` |
+//! | `sandbox`, `batch`, `create_stream`, `wait`, `list`, `pages`, `logs` | `SandboxService` |
 //! | `event`, `watch`, `scan` | `EventService` |
 //! | `fleet` | `FleetService` |
 //! | `cluster` | `ClusterService` |
@@ -14,9 +14,11 @@
 //! at shutdown. No request holds the node up: what is slow is cut off, what is long is cut into pieces.
 
 mod backup;
+mod batch;
 mod call;
 mod cluster;
 pub mod convert;
+mod create_stream;
 mod event;
 mod fleet;
 mod health;
@@ -48,6 +50,7 @@ use tonic::Status;
 
 pub use call::{ACTOR_KEY, DEFAULT_DEADLINE, DEFAULT_LONG_DEADLINE, MAX_ACTOR_BYTES, MAX_DEADLINE};
 pub use convert::Retention;
+pub use create_stream::MAX_CREATE_STREAMS;
 pub use health::{PUBLIC_SERVICES, public_descriptors};
 pub use serve::{MAX_STREAMS, serve};
 pub use watch::MAX_WATCHERS;
@@ -75,6 +78,7 @@ struct Inner {
     started: Instant,
     pages: Pages,
     watchers: Arc<Semaphore>,
+    create_streams: Arc<Semaphore>,
     /// Scans of the history read a disk and decode: only so many at once.
     scans: Semaphore,
 }
@@ -119,6 +123,7 @@ impl Api {
             started: Instant::now(),
             pages: Pages::default(),
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
+            create_streams: Arc::new(Semaphore::new(MAX_CREATE_STREAMS)),
             scans: Semaphore::new(scan::MAX_SCANS),
         };
         Self { inner: Arc::new(inner) }
@@ -177,7 +182,8 @@ impl Api {
     }
 
     /// Has a command decided, and counts what came of it.
-    async fn submit(&self, request: Request, deadline: Instant) -> Result<Outcome, Status> {
+    async fn submit(&self, request: impl Into<Arc<Request>>, deadline: Instant) -> Result<Outcome, Status> {
+        let request = request.into();
         let kind = kind_of(&request.command);
         let began = Instant::now();
         let outcome = self.parts().commands.submit(request, deadline).await;
@@ -208,6 +214,10 @@ impl Api {
 fn kind_of(command: &Command) -> &'static str {
     match command {
         Command::CreateSandbox(_) => "create_sandbox",
+        Command::CreateSandboxes(_) => "create_sandboxes",
+        Command::CreateInStream { .. } => "create_in_stream",
+        Command::OpenStream { .. } => "open_stream",
+        Command::KeepStream { .. } => "keep_stream",
         Command::UpdateSandbox { .. } => "update_sandbox",
         Command::ResetSandbox(_) => "reset_sandbox",
         Command::TerminateSandbox(_) => "terminate_sandbox",

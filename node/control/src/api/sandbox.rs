@@ -1,5 +1,7 @@
 //! `SandboxService`: create, look at, change, end.
 
+use std::sync::Arc;
+
 use futures::stream::BoxStream;
 use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::sandbox_service_server::SandboxService;
@@ -7,7 +9,7 @@ use sandkeeper_statemachine::{
     Actor, Command, Mode, Outcome, Rejection, Request as CoreRequest, RequestKey, Revision, Sandbox,
 };
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::call::{Call, DEFAULT_DEADLINE, DEFAULT_LONG_DEADLINE};
 use super::convert::target::{find, only_sandbox_ref};
@@ -77,30 +79,41 @@ impl Api {
         let call = Call::of(&request, if strong { DEFAULT_LONG_DEADLINE } else { DEFAULT_DEADLINE })?;
         let request = create::create(request.into_inner(), call.actor, &self.parts().retention)
             .map_err(|rejection| rejected(&rejection))?;
-        let waits_for = strong_key(&request);
-        let written = match (waits_for, self.submit(request, call.deadline).await?) {
+        self.make(&Arc::new(request), call.deadline).await.map(Response::new)
+    }
+
+    /// Has a create decided, and waits until it runs if it is STRONG.
+    pub(super) async fn make(
+        &self,
+        request: &Arc<CoreRequest>,
+        deadline: Instant,
+    ) -> Result<v1::CreateSandboxResponse, Status> {
+        let waits_for = strong_key(request);
+        let written = match (waits_for, self.submit(Arc::clone(request), deadline).await?) {
             (Some(key), Outcome::Sandbox { sandbox, revision, duplicate }) => {
-                let (sandbox, at) = self.until_it_runs(&sandbox, revision, &key, call.deadline).await?;
+                let (sandbox, at) = self.until_it_runs(&sandbox, revision, &key, deadline).await?;
                 Written { sandbox, at, revision, duplicate }
             }
-            (_, outcome) => self.written(outcome, call.deadline).await?,
+            (_, outcome) => self.written(outcome, deadline).await?,
         };
-        Ok(Response::new(v1::CreateSandboxResponse {
+        Ok(v1::CreateSandboxResponse {
             header: Some(self.header_written(written.at)),
             sandbox: Some(written.sandbox),
             revision: written.revision,
             duplicate: written.duplicate,
-        }))
+        })
     }
 }
 
 /// Under which key a STRONG create is remembered; `None` for all others.
-fn strong_key(request: &CoreRequest) -> Option<RequestKey> {
+pub(super) fn strong_key(request: &CoreRequest) -> Option<RequestKey> {
     match &request.command {
-        Command::CreateSandbox(create) if create.spec.mode == Mode::Strong => Some(RequestKey {
-            namespace: Some(create.spec.name.namespace.clone()),
-            id: create.spec.request_id.clone(),
-        }),
+        Command::CreateSandbox(create) | Command::CreateInStream { create, .. }
+            if create.spec.mode == Mode::Strong =>
+        {
+            let namespace = Some(create.spec.name.namespace.clone());
+            Some(RequestKey { namespace, id: create.spec.request_id.clone() })
+        }
         _ => None,
     }
 }
@@ -112,6 +125,24 @@ impl SandboxService for Api {
         request: Request<v1::CreateSandboxRequest>,
     ) -> Answer<v1::CreateSandboxResponse> {
         self.create(request).await
+    }
+
+    type CreateSandboxesStream = BoxStream<'static, Result<v1::CreateSandboxesResponse, Status>>;
+
+    async fn create_sandboxes(
+        &self,
+        request: Request<Streaming<v1::CreateSandboxesRequest>>,
+    ) -> Answer<Self::CreateSandboxesStream> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        self.create_stream(request.into_inner(), call.actor).map(Response::new)
+    }
+
+    async fn batch_create_sandboxes(
+        &self,
+        request: Request<v1::BatchCreateSandboxesRequest>,
+    ) -> Answer<v1::BatchCreateSandboxesResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        self.batch(request.into_inner(), call).await.map(Response::new)
     }
 
     async fn get_sandbox(&self, request: Request<v1::GetSandboxRequest>) -> Answer<v1::GetSandboxResponse> {

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use sandkeeper_proto::v1;
 use sandkeeper_statemachine::{Rejection, Revision};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -86,19 +87,31 @@ fn code_of(rejection: &Rejection) -> Code {
     match rejection {
         Rejection::Invalid(_) => Code::InvalidArgument,
         Rejection::SandboxNotFound(_) | Rejection::AgentNotFound(_) => Code::NotFound,
-        Rejection::NameTaken { .. } | Rejection::RequestIdReused(_) => Code::AlreadyExists,
+        Rejection::NameTaken { .. } | Rejection::RequestIdReused(_) | Rejection::StreamClientExists(_) => {
+            Code::AlreadyExists
+        }
         Rejection::NoCapacity(_)
         | Rejection::QueueFull
         | Rejection::TooManyRequests
-        | Rejection::TooManyAgents => Code::ResourceExhausted,
-        Rejection::RevisionMoved { .. } => Code::Aborted,
-        Rejection::RolledBack { .. } | Rejection::FailedPrecondition(_) => Code::FailedPrecondition,
+        | Rejection::TooManyAgents
+        | Rejection::TooManyStreamClients
+        | Rejection::StreamWindowFull { .. } => Code::ResourceExhausted,
+        Rejection::RevisionMoved { .. } | Rejection::StreamSuperseded(_) => Code::Aborted,
+        Rejection::RolledBack { .. }
+        | Rejection::FailedPrecondition(_)
+        | Rejection::StreamForgotten(_)
+        | Rejection::Acknowledged { .. } => Code::FailedPrecondition,
+        Rejection::InBatch { why, .. } => code_of(why),
     }
 }
 
 /// A refusal by the core.
 pub(crate) fn rejected(rejection: &Rejection) -> Status {
-    let mut problem = Problem::new(code_of(rejection), rejection.code(), rejection.to_string());
+    describe(Problem::new(code_of(rejection), rejection.code(), rejection.to_string()), rejection).status()
+}
+
+/// Adds what a program needs to know of a refusal.
+fn describe(mut problem: Problem, rejection: &Rejection) -> Problem {
     match rejection {
         Rejection::Invalid(violations) => {
             let wire = violations.iter().take(MAX_VIOLATIONS).map(|violation| {
@@ -128,13 +141,41 @@ pub(crate) fn rejected(rejection: &Rejection) -> Status {
             .with("sandbox_id", sandbox_id)
             .with("expected_revision", expected)
             .with("revision", actual),
+        Rejection::InBatch { index, why, .. } => describe(problem, why).with("index", index),
+        Rejection::StreamForgotten(client)
+        | Rejection::StreamSuperseded(client)
+        | Rejection::StreamClientExists(client) => problem.with("client_id", client),
+        Rejection::Acknowledged { sequence, acknowledged_below }
+        | Rejection::StreamWindowFull { sequence, acknowledged_below } => {
+            problem.with("sequence", sequence).with("acknowledged_below", acknowledged_below)
+        }
         Rejection::RolledBack { .. }
         | Rejection::QueueFull
         | Rejection::TooManyRequests
         | Rejection::TooManyAgents
+        | Rejection::TooManyStreamClients
         | Rejection::FailedPrecondition(_) => problem,
     }
-    .status()
+}
+
+/// A status, for a stream that goes on after it.
+pub(crate) fn refusal(status: &Status) -> v1::CallRefusal {
+    let details = status.get_error_details();
+    let violations = details.bad_request().into_iter().flat_map(|bad| &bad.field_violations);
+    let violation = |found: &FieldViolation| v1::FieldViolation {
+        field: found.field.clone(),
+        description: found.description.clone(),
+    };
+    let info = details.error_info();
+    let delay = details.retry_info().and_then(|info| info.retry_delay);
+    v1::CallRefusal {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
+        metadata: info.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default(),
+        violations: violations.map(violation).collect(),
+        retry_delay: delay.and_then(|delay| delay.try_into().ok()),
+    }
 }
 
 /// A command that has no good outcome.
@@ -229,8 +270,14 @@ pub(crate) fn membership(error: &MembershipError) -> Status {
 mod tests {
     use sandkeeper_statemachine::limits::Violation;
     use sandkeeper_statemachine::{SandboxName, Shortage};
+    use uuid::Uuid;
 
     use super::*;
+
+    fn in_batch(why: Rejection) -> Rejection {
+        let name = SandboxName { namespace: "default".parse().unwrap(), name: "web".parse().unwrap() };
+        Rejection::InBatch { index: 7, name, why: Box::new(why) }
+    }
 
     fn all() -> Vec<(Rejection, Code)> {
         let name = SandboxName { namespace: "default".parse().unwrap(), name: "web".parse().unwrap() };
@@ -249,6 +296,13 @@ mod tests {
             (Rejection::TooManyAgents, Code::ResourceExhausted),
             (Rejection::RevisionMoved { sandbox_id: holder, expected: 3, actual: 5 }, Code::Aborted),
             (Rejection::FailedPrecondition("no".into()), Code::FailedPrecondition),
+            (Rejection::StreamForgotten(Uuid::nil()), Code::FailedPrecondition),
+            (Rejection::StreamSuperseded(Uuid::nil()), Code::Aborted),
+            (Rejection::StreamClientExists(Uuid::nil()), Code::AlreadyExists),
+            (Rejection::Acknowledged { sequence: 3, acknowledged_below: 5 }, Code::FailedPrecondition),
+            (Rejection::StreamWindowFull { sequence: 9_000, acknowledged_below: 5 }, Code::ResourceExhausted),
+            (Rejection::TooManyStreamClients, Code::ResourceExhausted),
+            (in_batch(Rejection::NoCapacity(Shortage::default())), Code::ResourceExhausted),
         ]
     }
 
@@ -274,6 +328,8 @@ mod tests {
         assert_eq!(metadata(3)["sandbox_id"], "e4b85f2f7d8fb1918a47168a87c62761");
         assert_eq!(metadata(4)["request_id"], "r1");
         assert_eq!(metadata(10)["revision"], "5");
+        assert_eq!(metadata(15)["acknowledged_below"], "5");
+        assert_eq!((metadata(18)["index"].as_str(), metadata(18)["agents"].as_str()), ("7", "0"));
         let status = rejected(&all()[0].0);
         let details = status.get_error_details();
         let bad = &details.bad_request().unwrap().field_violations;
@@ -294,6 +350,18 @@ mod tests {
         let status = read(&ReadError::NoLeader("none".into()), "term 3");
         assert_eq!(status.code(), Code::Unavailable);
         assert!(status.message().contains("term 3"), "{status}");
+    }
+
+    #[test]
+    fn a_refusal_in_a_stream_says_all_that_a_status_says() {
+        let told = refusal(&rejected(&all()[3].0));
+        assert_eq!((told.code, told.reason.as_str()), (i32::from(Code::AlreadyExists), "NAME_TAKEN"));
+        assert_eq!(told.metadata["sandbox_id"], "e4b85f2f7d8fb1918a47168a87c62761");
+        let told = refusal(&rejected(&all()[0].0));
+        let violation = v1::FieldViolation { field: "name".into(), description: "is bad".into() };
+        assert_eq!(told.violations, [violation]);
+        let told = refusal(&submit(&SubmitError::Unavailable("no leader".into())));
+        assert_eq!(told.retry_delay.unwrap().nanos, 200_000_000);
     }
 
     #[test]

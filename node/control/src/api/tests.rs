@@ -2,6 +2,7 @@
 
 mod agent;
 mod rig;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

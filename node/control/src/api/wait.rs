@@ -28,7 +28,7 @@ enum Progress {
 /// What a state says of a STRONG create; `None`: not yet known.
 fn progress(state: &State, id: &SandboxId, key: &RequestKey) -> Option<Progress> {
     let Some(sandbox) = state.sandbox(id) else {
-        return Some(match state.request(key).map(|record| &record.result) {
+        return Some(match state.result_of(key) {
             Some(RequestResult::RolledBack { reason }) => Progress::RolledBack(reason.clone()),
             _ => Progress::Ended,
         });

@@ -91,15 +91,15 @@ impl Api {
 }
 
 /// The queue, then the reason of its end. A full queue delivers its reason too: it has a place of its own.
-fn outgoing(
-    messages: mpsc::Receiver<v1::WatchEventsResponse>,
+pub(super) fn outgoing<T: Send + 'static>(
+    messages: mpsc::Receiver<T>,
     ended: oneshot::Receiver<Status>,
-    counted: Counted,
-) -> Watch {
+    counted: impl Send + 'static,
+) -> BoxStream<'static, Result<T, Status>> {
     let last =
         stream::once(async move { ended.await.ok() }).filter_map(|status| async move { status.map(Err) });
     let all = ReceiverStream::new(messages).map(Ok).chain(last);
-    // The watcher counts until its stream is dropped, not only until it is cut off: its queue stays until then.
+    // It counts until its stream is dropped, not only until it is cut off: its queue stays until then.
     all.map(move |message| {
         let _ = &counted;
         message

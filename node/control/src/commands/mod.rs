@@ -82,7 +82,12 @@ impl Commands {
     ///
     /// # Errors
     /// A refusal; or that it was not decided by `deadline`, with what this node knows.
-    pub async fn submit(&self, request: Request, deadline: Instant) -> Result<Outcome, SubmitError> {
+    pub async fn submit(
+        &self,
+        request: impl Into<Arc<Request>>,
+        deadline: Instant,
+    ) -> Result<Outcome, SubmitError> {
+        let request = request.into();
         loop {
             let attempt = self.attempt(&request, deadline);
             let answer = tokio::select! {
@@ -132,10 +137,10 @@ impl Commands {
         self.inner.raft.confirm_leadership(term).await.is_ok()
     }
 
-    async fn attempt(&self, request: &Request, deadline: Instant) -> Forwarded {
+    async fn attempt(&self, request: &Arc<Request>, deadline: Instant) -> Forwarded {
         let Inner { queue, raft, link, .. } = &*self.inner;
         if raft.leadership().borrow().is_some() {
-            let queued = queue.push(request.clone(), deadline, None);
+            let queued = queue.push(Arc::clone(request), deadline, None);
             return match queued {
                 Ok(answer) => Forwarded::from(Ok(answer.await.unwrap_or_else(|_| Err(dropped())))),
                 Err(full) => Forwarded::from(Err(full)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use sandkeeper_statemachine::{Command, Request, Term};
+use sandkeeper_statemachine::{Command, CreateSandbox, Request, Term};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -26,7 +26,7 @@ pub struct Full;
 #[derive(Debug)]
 pub struct Queued {
     /// The command.
-    pub request: Request,
+    pub request: Arc<Request>,
     /// It is dropped undecided after this.
     pub deadline: Instant,
     /// If it rests on what the leader of this term has observed, it is nobody else's to decide.
@@ -72,10 +72,11 @@ impl QueueSender {
     /// [`Full`], at once.
     pub fn push(
         &self,
-        request: Request,
+        request: impl Into<Arc<Request>>,
         deadline: Instant,
         term: Option<Term>,
     ) -> Result<oneshot::Receiver<Answer>, Full> {
+        let request = request.into();
         let bytes = size_of(&request);
         if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_QUEUED_BYTES {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -130,13 +131,8 @@ impl CommandQueue {
 /// About how many bytes a command takes: what is large in one is text.
 fn size_of(request: &Request) -> usize {
     let text = match &request.command {
-        Command::CreateSandbox(create) => {
-            let spec = &create.spec;
-            let pairs = spec.envs.iter().chain(&create.labels).chain(&spec.agent_selector);
-            let pairs: usize = pairs.map(|(key, value)| key.len() + value.len()).sum();
-            let args: usize = spec.command.iter().chain(&spec.args).map(String::len).sum();
-            pairs + args + spec.image.len() + spec.working_dir.len()
-        }
+        Command::CreateSandbox(create) | Command::CreateInStream { create, .. } => size_of_create(create),
+        Command::CreateSandboxes(creates) => creates.iter().map(|create| size_of_create(create) + 256).sum(),
         Command::UpdateSandbox { update, .. } => {
             update.labels.iter().flatten().map(|(key, value)| key.len() + value.len()).sum()
         }
@@ -144,4 +140,12 @@ fn size_of(request: &Request) -> usize {
         _ => 0,
     };
     text + 256
+}
+
+fn size_of_create(create: &CreateSandbox) -> usize {
+    let spec = &create.spec;
+    let pairs = spec.envs.iter().chain(&create.labels).chain(&spec.agent_selector);
+    let pairs: usize = pairs.map(|(key, value)| key.len() + value.len()).sum();
+    let args: usize = spec.command.iter().chain(&spec.args).map(String::len).sum();
+    pairs + args + spec.image.len() + spec.working_dir.len()
 }

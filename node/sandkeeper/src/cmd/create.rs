@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use sandkeeper_client::v1;
 
+use super::create_many::{self, ManyArgs};
 use super::target;
 use crate::cli::Context;
 use crate::error::CliError;
@@ -12,22 +13,42 @@ use crate::output::{note, with_progress};
 use crate::parse;
 
 /// A STRONG create waits for the start of the workload, which may have to fetch an image first.
-const STRONG_DEADLINE: Duration = Duration::from_mins(2);
+pub const STRONG_DEADLINE: Duration = Duration::from_mins(2);
 /// How long the server lets a sandbox wait for capacity when nothing else is said (sandbox.proto).
-const DEFAULT_CAPACITY_TIMEOUT: Duration = Duration::from_hours(1);
+pub const DEFAULT_CAPACITY_TIMEOUT: Duration = Duration::from_hours(1);
 
-/// Make a sandbox
+/// Make a sandbox, or many
 ///
 /// FAST (the default) answers when the sandbox has its place on an agent and that is durable; STRONG answers when it
 /// runs, or has failed and been rolled back.
+///
+/// Many are described in a file, each with the fields that CreateSandbox has in the API (name, image, command, envs,
+/// resources, labels, mode, ttl …). --batch makes all of them or none, in one step; --stream makes each by itself, as fast
+/// as the cluster can, and exits with 1 if one was refused.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     sandkeeper create web -- sh -c 'echo hello; sleep 600'\n  \
     sandkeeper create api --image registry/api:1 --port 8080 --cpu 500m --memory 64MiB -e LEVEL=debug\n  \
     sandkeeper create job --mode strong --ttl 10m --label team=a --request-id job-17 -- ./judge 17\n  \
-    sandkeeper create late --wait-for-capacity --capacity-timeout 10m -- sleep 60")]
+    sandkeeper create late --wait-for-capacity --capacity-timeout 10m -- sleep 60\n  \
+    sandkeeper create --batch fleet.yaml --request-id release-17\n  \
+    printf '{\"name\": \"job-%d\", \"command\": [\"./judge\"]}\\n' 1 2 3 | sandkeeper create --stream -")]
 pub struct CreateArgs {
+    #[command(flatten)]
+    one: OneArgs,
+    #[command(flatten)]
+    many: ManyArgs,
+    /// The same id and the same request give the same sandbox, however often they are sent [default: a new one]
+    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
+    request_id: String,
+}
+
+/// What describes one sandbox.
+#[derive(Args, Debug)]
+#[group(id = "one", multiple = true, conflicts_with = "many")]
+struct OneArgs {
     /// Name, unique among the live sandboxes of its namespace: a-z, 0-9 and -, at most 63
+    #[arg(required_unless_present_any = ["batch", "stream"], default_value = "", hide_default_value = true)]
     name: String,
     /// Image to run
     #[arg(long, default_value = "", hide_default_value = true)]
@@ -74,9 +95,6 @@ pub struct CreateArgs {
     /// Give up waiting for room after this time [default: 1h]
     #[arg(long, value_name = "DURATION", value_parser = parse::duration, requires = "wait_for_capacity")]
     capacity_timeout: Option<Duration>,
-    /// The same id and the same request give the same sandbox, however often they are sent [default: a new one]
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
-    request_id: String,
     /// What to run, and its arguments
     #[arg(last = true, value_name = "CMD")]
     command: Vec<String>,
@@ -114,14 +132,20 @@ impl FailurePolicy {
 
 /// Makes the sandbox and shows it.
 pub async fn run(args: CreateArgs, context: &Context) -> Result<(), CliError> {
-    let client = match (args.mode, args.wait_for_capacity) {
+    let CreateArgs { one, many, request_id } = args;
+    match many {
+        ManyArgs { batch: Some(file), .. } => return create_many::batch(&file, request_id, context).await,
+        ManyArgs { stream: Some(file), .. } => return create_many::stream(&file, context).await,
+        ManyArgs { batch: None, stream: None } => {}
+    }
+    let client = match (one.mode, one.wait_for_capacity) {
         (Mode::Fast, _) => context.client.clone(),
         (Mode::Strong, false) => context.patient(STRONG_DEADLINE),
         (Mode::Strong, true) => {
-            context.patient(STRONG_DEADLINE + args.capacity_timeout.unwrap_or(DEFAULT_CAPACITY_TIMEOUT))
+            context.patient(STRONG_DEADLINE + one.capacity_timeout.unwrap_or(DEFAULT_CAPACITY_TIMEOUT))
         }
     };
-    let request = request(args, context.namespace())?;
+    let request = request(one, request_id, context.namespace())?;
     let what = format!("creating {}", request.name);
     let answer = with_progress(&what, client.create(request)).await?;
     if answer.duplicate {
@@ -130,13 +154,17 @@ pub async fn run(args: CreateArgs, context: &Context) -> Result<(), CliError> {
     context.output.answer(&answer, |answer| target::answered(answer.sandbox.as_ref()))
 }
 
-fn request(args: CreateArgs, namespace: String) -> Result<v1::CreateSandboxRequest, CliError> {
+fn request(
+    args: OneArgs,
+    request_id: String,
+    namespace: String,
+) -> Result<v1::CreateSandboxRequest, CliError> {
     let resources = v1::Resources {
         cpu_millis: args.cpu.map(|millis| amount("--cpu", millis)).transpose()?,
         memory_bytes: args.memory.map(|bytes| amount("--memory", bytes)).transpose()?,
     };
     Ok(v1::CreateSandboxRequest {
-        request_id: args.request_id,
+        request_id,
         namespace,
         name: args.name,
         image: args.image,
@@ -195,7 +223,7 @@ mod tests {
     fn parsed(line: &[&str]) -> v1::CreateSandboxRequest {
         let cli = Cli::try_parse_from([&["sandkeeper", "create"], line].concat()).unwrap();
         let Command::Create(args) = cli.command else { panic!("not a create") };
-        request(args, "default".into()).unwrap()
+        request(args.one, args.request_id, "default".into()).unwrap()
     }
 
     #[test]
@@ -241,6 +269,26 @@ mod tests {
             "sleep 600",
         ]);
         insta::assert_debug_snapshot!(request);
+    }
+
+    #[test]
+    fn one_sandbox_or_many_but_not_both() {
+        let create = |line: &[&str]| Cli::try_parse_from([&["sandkeeper", "create"], line].concat());
+        for good in [&["web"][..], &["--batch", "f", "--request-id", "r1"], &["--stream", "-"]] {
+            assert!(create(good).is_ok(), "{good:?}");
+        }
+        let both: [&[&str]; 7] = [
+            &[],
+            &["web", "--batch", "f"],
+            &["--batch", "f", "--image", "i"],
+            &["--stream", "f", "--", "sleep"],
+            &["--stream", "f", "--mode", "strong"],
+            &["--batch", "f", "--stream", "f"],
+            &["--stream", "f", "--request-id", "r1"],
+        ];
+        for wrong in both {
+            assert!(create(wrong).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]

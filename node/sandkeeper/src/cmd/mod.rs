@@ -8,6 +8,7 @@ pub mod cluster;
 mod comparison;
 pub mod completion;
 pub mod create;
+mod create_many;
 pub mod dev;
 pub mod get;
 pub mod history;

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::streams::StreamOracle;
+use crate::limits::STREAM_WINDOW;
 use crate::placement::place;
 use crate::*;
 
@@ -9,6 +11,25 @@ use crate::*;
 pub fn check_records(state: &State) {
     check_allocations(state);
     check_sandboxes(state);
+    check_requests(state);
+}
+
+/// The table of requests is counted right, and no stream has more than its window.
+fn check_requests(state: &State) {
+    let mut count = state.requests.values().map(|record| record.result.weight()).sum();
+    for stream in state.streams.values() {
+        let StreamClient { opened, acknowledged_below, .. } = stream.client;
+        assert!((1..=state.revision()).contains(&opened));
+        let last = stream.answers.get_max().map_or(0, |(sequence, _)| *sequence);
+        assert!(last < acknowledged_below + STREAM_WINDOW, "{last} is beyond the window");
+        count += stream.answers.len();
+    }
+    assert_eq!(state.request_count(), count);
+    for (key, record) in &state.requests {
+        let RequestResult::Batch(batch) = &record.result else { continue };
+        let live = batch.sandboxes.iter().filter(|one| state.sandbox(&one.id).is_some()).count();
+        assert_eq!((batch.live as usize, live > 0), (live, record.ends.is_none()), "batch {}", key.id);
+    }
 }
 
 /// Allocated = the sum of unreleased allocations, on each agent.
@@ -131,8 +152,10 @@ pub fn check_step(before: &State, after: &State, request: &Request, outcome: &Re
         }
     }
     check_fairness(before, after);
-    if let (Command::CreateSandbox(create), Ok(Outcome::Sandbox { sandbox, duplicate, .. })) =
-        (&request.command, outcome)
+    if let (
+        Command::CreateSandbox(create) | Command::CreateInStream { create, .. },
+        Ok(Outcome::Sandbox { sandbox, duplicate, .. }),
+    ) = (&request.command, outcome)
     {
         let ahead = |other: &Sandbox| {
             other.status.phase == Phase::Pending
@@ -170,6 +193,7 @@ pub struct Model {
     held: BTreeSet<(SandboxId, Generation, AgentId)>,
     last: BTreeMap<SandboxId, Revision>,
     time: Timestamp,
+    pub streams: StreamOracle,
 }
 
 impl Model {
@@ -178,6 +202,7 @@ impl Model {
             assert!(entry.time_of(index) > self.time, "no two events share a time");
             self.time = entry.time_of(index);
             self.follow_event(entry.base_revision + 1 + index as u64, event);
+            self.streams.follow_event(event);
         }
         let held = state.sandboxes().flat_map(|sandbox| {
             sandbox.status.held.iter().map(|held| (sandbox.id.clone(), held.generation, held.agent.clone()))

@@ -79,8 +79,35 @@ pub enum Step {
         target: Aim,
         request: Option<u8>,
     },
+    Batch {
+        first: u8,
+        count: u8,
+        pool: u8,
+        wait: Option<u8>,
+        request: u8,
+    },
+    OpenStream {
+        client: u8,
+        resume: bool,
+        below: u8,
+    },
+    KeepStream {
+        client: u8,
+        stale: bool,
+        below: u8,
+    },
+    /// A create in a stream, so far ahead of what is acknowledged, which then is so much more.
+    InStream {
+        client: u8,
+        stale: bool,
+        ahead: u8,
+        below: u8,
+        create: Box<Step>,
+    },
     /// A caller's request once more, the very same.
     Retry(Index),
+    /// A create of a stream, or a batch, once more: by a client that has opened its stream again, if it has.
+    Resend(Index),
     /// What the holder of a sandbox may say truly.
     Report {
         sandbox: Index,
@@ -116,10 +143,22 @@ fn request() -> impl Strategy<Value = Option<u8>> {
     prop::option::of(0u8..12)
 }
 
-pub fn step() -> impl Strategy<Value = Step> {
-    let agent = (0u8..4, 1u64..4, any::<bool>(), 1u8..3, 0u8..3, 0u8..8);
+fn a_create() -> impl Strategy<Value = Step> {
     let create =
         (0u8..6, 0u8..6, any::<bool>(), prop::option::of(0u8..4), prop::option::of(0u8..8), request());
+    create.prop_map(|(which, shape, strong, wait, ttl, request)| Step::Create {
+        which,
+        shape,
+        strong,
+        wait,
+        ttl,
+        request,
+    })
+}
+
+pub fn step() -> impl Strategy<Value = Step> {
+    let agent = (0u8..4, 1u64..4, any::<bool>(), 1u8..3, 0u8..3, 0u8..8);
+    let in_stream = (0u8..2, prop::bool::weighted(0.05), 0u8..5, 0u8..3, a_create());
     prop_oneof![
         3 => (0u8..4).prop_map(Step::Advance),
         1 => (0u8..4).prop_map(Step::Recede),
@@ -136,16 +175,24 @@ pub fn step() -> impl Strategy<Value = Step> {
         3 => (0u8..4, request()).prop_map(|(which, request)| Step::RecoverAgent { which, request }),
         1 => (0u8..4, any::<bool>(), request())
             .prop_map(|(which, fenced, request)| Step::Remove { which, fenced, request }),
-        12 => create.prop_map(|(which, shape, strong, wait, ttl, request)| {
-            Step::Create { which, shape, strong, wait, ttl, request }
+        12 => a_create(),
+        4 => (0u8..6, 0u8..4, 0u8..8, prop::option::of(0u8..4), 0u8..12).prop_map(
+            |(first, count, pool, wait, request)| Step::Batch { first, count, pool, wait, request }),
+        5 => (0u8..2, prop::bool::weighted(0.3), 0u8..3)
+            .prop_map(|(client, resume, below)| Step::OpenStream { client, resume, below }),
+        2 => (0u8..2, prop::bool::weighted(0.2), 0u8..3)
+            .prop_map(|(client, stale, below)| Step::KeepStream { client, stale, below }),
+        10 => in_stream.prop_map(|(client, stale, ahead, below, create)| {
+            Step::InStream { client, stale, ahead, below, create: Box::new(create) }
         }),
         4 => (aim(), 0u8..8, request()).prop_map(|(target, what, request)| Step::Update { target, what, request }),
         4 => (aim(), request()).prop_map(|(target, request)| Step::Reset { target, request }),
         5 => (aim(), request()).prop_map(|(target, request)| Step::Terminate { target, request }),
-        8 => any::<Index>().prop_map(Step::Retry),
+        12 => any::<Index>().prop_map(Step::Retry),
+        8 => any::<Index>().prop_map(Step::Resend),
         3 => (0u8..4, any::<bool>()).prop_map(|(which, all)| Step::Adopt { which, all }),
         1 => (0u8..4).prop_map(Step::Cluster),
-        16 => (any::<Index>(), any::<Index>(), 0u8..8)
+        24 => (any::<Index>(), any::<Index>(), 0u8..8)
             .prop_map(|(sandbox, held, what)| Step::Report { sandbox, held, what }),
         4 => (any::<Index>(), 0u8..5, 0u8..4, 0u8..8)
             .prop_map(|(sandbox, agent, generation, what)| Step::Lie { sandbox, agent, generation, what }),
@@ -229,6 +276,23 @@ impl Step {
                 with_id(Command::RemoveAgent { agent: id_of_agent(*which), fenced: *fenced }, request)
             }
             Self::Create { request, .. } => with_id(self.create(), request),
+            Self::Batch { first, count, pool, wait, request } => {
+                let one = |which: u8| Self::Create {
+                    which: which % 6,
+                    shape: if *pool == 0 { 4 } else { 0 },
+                    strong: false,
+                    wait: *wait,
+                    ttl: None,
+                    request: Some(*request),
+                };
+                // Every second name is of the same namespace.
+                let creates = (0..*count).map(|nth| match one(first + 2 * nth).create() {
+                    Command::CreateSandbox(create) => *create,
+                    other => panic!("{other:?}"),
+                });
+                with_id(Command::CreateSandboxes(creates.collect()), &Some(*request))
+            }
+            Self::InStream { .. } => self.in_stream(state),
             Self::Update { target, what, request } => {
                 let (target, update) = (target.target(state), update(*what, state));
                 with_id(Command::UpdateSandbox { target, update }, request)
@@ -262,6 +326,21 @@ impl Step {
             _ => drop(create.spec.agent_selector.insert("small".into(), "true".into())),
         }
         Command::CreateSandbox(Box::new(create))
+    }
+
+    fn in_stream(&self, state: &State) -> Request {
+        let Self::InStream { client, stale, ahead, below, create } = self else { panic!("{self:?}") };
+        let Command::CreateSandbox(mut create) = create.create() else { panic!("{create:?}") };
+        let stream = stream(*client);
+        create.spec.name.namespace = stream.namespace.clone();
+        let (mut position, _) = position(state, *client, *stale, 0);
+        let sequence = position.acknowledged_below + u64::from(*ahead);
+        position.acknowledged_below += u64::from(*below);
+        let id = RequestId::Stream { client: stream.client, sequence };
+        create.spec.request_id = id.clone();
+        let id = Some(CallerId { id, retention: SECOND });
+        let command = Command::CreateInStream { position, create };
+        Request { actor: Actor::Client("ann".into()), id, command }
     }
 
     /// The commands of agents and of the leader.
@@ -327,9 +406,31 @@ impl Step {
                 let generation = found.status.generation - u64::from(*stale && found.status.generation > 0);
                 Command::RecoverSandbox { sandbox_id: found.id.clone(), generation }
             }
+            Self::OpenStream { client, resume, below } => {
+                let (position, stream) = position(state, *client, false, *below);
+                let acknowledged_below = if *resume { position.acknowledged_below } else { 1 };
+                Command::OpenStream { stream, resume: *resume, acknowledged_below, retention: 12 * SECOND }
+            }
+            Self::KeepStream { client, stale, below } => {
+                let (position, stream) = position(state, *client, *stale, *below);
+                Command::KeepStream { stream, position, retention: 9 * SECOND }
+            }
             _ => Command::Housekeeping,
         }
     }
+}
+
+fn stream(client: u8) -> StreamKey {
+    StreamKey { namespace: label("ns0"), client: Uuid::from_u128(client.into()) }
+}
+
+/// Where a client's stream stands, if so many more answers are acknowledged.
+fn position(state: &State, client: u8, stale: bool, below: u8) -> (StreamPosition, StreamKey) {
+    let stream = stream(client);
+    let known = state.stream_client(&stream);
+    let opened = known.map_or(7, |known| known.opened) - u64::from(stale);
+    let acknowledged_below = known.map_or(1, |known| known.acknowledged_below) + u64::from(below);
+    (StreamPosition { opened, acknowledged_below }, stream)
 }
 
 fn request_id(which: Option<u8>) -> RequestId {

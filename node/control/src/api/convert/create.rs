@@ -5,8 +5,8 @@ use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::create_sandbox_request::Expiry as WireExpiry;
 use sandkeeper_statemachine::limits::{MAX_DURATION_NANOS, check_create};
 use sandkeeper_statemachine::{
-    Actor, Command, CreateSandbox, Expiry, FailurePolicy, Mode, Rejection, Request, Resources, SandboxName,
-    SandboxSpec, Timestamp,
+    Actor, Command, CreateSandbox, Expiry, FailurePolicy, Mode, Rejection, Request, RequestId, Resources,
+    SandboxName, SandboxSpec, Timestamp,
 };
 
 use super::{Fields, Retention};
@@ -31,9 +31,20 @@ pub(crate) fn create(
     let mut fields = Fields::default();
     fields.size(&wire);
     let caller = retention.caller_id(&mut fields, &wire.request_id);
-    let failure_policy = failure_policy(&mut fields, wire.failure_policy);
-    let wait = wait(&mut fields, &wire);
-    let expiry = wire.expiry.and_then(|expiry| read_expiry(&mut fields, expiry));
+    let create = what(&mut fields, wire, caller.id.clone());
+    fields.done()?;
+    Ok(Request { actor, id: Some(caller), command: Command::CreateSandbox(Box::new(create)) })
+}
+
+/// Reads what is to be made, but for the id of the request that makes it; `fields` knows what is wrong with it.
+pub(super) fn what(
+    fields: &mut Fields,
+    wire: v1::CreateSandboxRequest,
+    request_id: RequestId,
+) -> CreateSandbox {
+    let failure_policy = failure_policy(fields, wire.failure_policy);
+    let wait = wait(fields, &wire);
+    let expiry = wire.expiry.and_then(|expiry| read_expiry(fields, expiry));
     let spec = SandboxSpec {
         name: SandboxName {
             namespace: fields.label_or_default("namespace", &wire.namespace),
@@ -44,12 +55,12 @@ pub(crate) fn create(
         args: wire.args,
         envs: wire.envs,
         working_dir: wire.working_dir,
-        ports: ports(&mut fields, &wire.exposed_ports),
-        resources: wanted_resources(&mut fields, wire.resources),
+        ports: ports(fields, &wire.exposed_ports),
+        resources: wanted_resources(fields, wire.resources),
         pool: fields.label_or_default("pool_ref", &wire.pool_ref),
         agent_selector: wire.agent_selector,
-        mode: mode(&mut fields, wire.mode),
-        request_id: caller.id.clone(),
+        mode: mode(fields, wire.mode),
+        request_id,
     };
     let create = CreateSandbox {
         spec,
@@ -60,8 +71,7 @@ pub(crate) fn create(
         wait,
     };
     fields.check(check_create(&create));
-    fields.done()?;
-    Ok(Request { actor, id: Some(caller), command: Command::CreateSandbox(Box::new(create)) })
+    create
 }
 
 fn mode(fields: &mut Fields, value: i32) -> Mode {

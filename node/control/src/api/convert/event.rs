@@ -109,6 +109,9 @@ pub(crate) fn event_type(kind: &EventKind) -> v1::EventType {
         EventKind::ClusterRestored { .. } => v1::EventType::ClusterRestored,
         EventKind::RestoreConfirmed => v1::EventType::RestoreConfirmed,
         EventKind::AgentsRehomed { .. } => v1::EventType::AgentsRehomed,
+        EventKind::BatchCreated { .. } => v1::EventType::BatchCreated,
+        EventKind::StreamOpened { .. } => v1::EventType::StreamOpened,
+        EventKind::StreamKept { .. } => v1::EventType::StreamKept,
     }
 }
 

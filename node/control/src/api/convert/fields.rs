@@ -37,6 +37,13 @@ impl Fields {
         }
     }
 
+    /// Notes what was noted of a part of the request, whose fields are named under `path`.
+    pub(crate) fn take_in(&mut self, path: &str, part: Self) {
+        for found in part.violations {
+            self.refuse(&format!("{path}{}", found.field), found.description);
+        }
+    }
+
     /// Notes that the whole request is too large.
     pub(crate) fn size(&mut self, request: &impl Message) {
         let bytes = request.encoded_len();

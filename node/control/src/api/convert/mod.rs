@@ -12,6 +12,7 @@ pub(crate) mod event;
 mod fields;
 pub(crate) mod fleet;
 pub(crate) mod list;
+pub(crate) mod many;
 pub(crate) mod sandbox;
 pub(crate) mod target;
 #[cfg(test)]
@@ -41,13 +42,17 @@ pub struct Retention {
 impl Retention {
     /// The id of a request: the caller's, or a new one.
     pub(crate) fn caller_id(&self, fields: &mut Fields, text: &str) -> CallerId {
-        let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
         if text.is_empty() {
             return CallerId { id: RequestId::Uuid(Uuid::new_v4()), retention: nanos(self.server) };
         }
         let id = fields.parsed("request_id", text).unwrap_or(RequestId::Uuid(Uuid::nil()));
         CallerId { id, retention: nanos(self.caller) }
     }
+}
+
+/// Nanoseconds, at most as many as there can be.
+pub(crate) fn nanos(time: Duration) -> i64 {
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// How fresh a read has to be.

@@ -50,6 +50,38 @@ fn defaults_are_filled_in_so_that_equal_requests_are_equal() {
 }
 
 #[test]
+fn maps_are_the_same_in_whatever_order_they_come() {
+    // On the wire a map is a list of pairs, in the order of whoever wrote it; a key that comes twice has its last value.
+    let pair = |key: &str, value: &str| {
+        let mut entry = vec![10, key.len() as u8];
+        entry.extend(key.bytes());
+        entry.extend([18, value.len() as u8]);
+        entry.extend(value.bytes());
+        entry
+    };
+    let asked = |field: u8, pairs: &[(&str, &str)]| {
+        let mut bytes = good().encode_to_vec();
+        for (key, value) in pairs {
+            let entry = pair(key, value);
+            // Fields from 16 on have a tag of two bytes.
+            let tag = u32::from(field) << 3 | 2;
+            prost::encoding::encode_varint(tag.into(), &mut bytes);
+            bytes.push(entry.len() as u8);
+            bytes.extend(entry);
+        }
+        let wire = v1::CreateSandboxRequest::decode(bytes.as_slice()).unwrap();
+        create(wire, actor(), &RETENTION).unwrap().command.digest()
+    };
+    // envs, labels, agent_selector.
+    for field in [7, 12, 19] {
+        let sorted = asked(field, &[("a", "1"), ("b", "2")]);
+        assert_eq!(sorted, asked(field, &[("b", "2"), ("a", "1")]));
+        assert_eq!(sorted, asked(field, &[("b", "3"), ("b", "2"), ("a", "1")]));
+        assert_ne!(sorted, asked(field, &[("a", "2"), ("b", "1")]));
+    }
+}
+
+#[test]
 fn the_server_makes_an_id_if_the_caller_gave_none() {
     let anonymous = v1::CreateSandboxRequest { request_id: String::new(), ..good() };
     let first = create(anonymous.clone(), actor(), &RETENTION).unwrap().id.unwrap();
