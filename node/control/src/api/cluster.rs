@@ -121,6 +121,7 @@ impl ClusterService for Api {
             members: status.members.iter().map(|member| convert::member(member, &status)).collect(),
             agents_connected: parts.sessions.count() as u64,
             uptime_seconds: self.inner.started.elapsed().as_secs(),
+            history_missing_entries: status.fetching.missing_entries,
         }))
     }
 

@@ -47,6 +47,7 @@ use tonic::Status;
 pub use call::{ACTOR_KEY, DEFAULT_DEADLINE, DEFAULT_LONG_DEADLINE, MAX_ACTOR_BYTES, MAX_DEADLINE};
 pub use convert::Retention;
 pub use health::{PUBLIC_SERVICES, public_descriptors};
+pub use scan::Searcher;
 pub use serve::{MAX_STREAMS, serve};
 pub use watch::MAX_WATCHERS;
 
@@ -72,8 +73,7 @@ struct Inner {
     started: Instant,
     pages: Pages,
     watchers: Arc<Semaphore>,
-    /// Scans of the history read a disk and decode: only so many at once.
-    scans: Semaphore,
+    searcher: Searcher,
 }
 
 /// What the services are made of.
@@ -96,7 +96,8 @@ pub(crate) struct Read {
 }
 
 impl Api {
-    /// The services of a node. `stop` ends all their streams and waits; commands and watchers are counted in `metrics`.
+    /// The services of a node. `stop` ends all their streams and waits; commands and watchers are counted in `metrics`;
+    /// events are found by `searcher`.
     pub fn new(
         config: &Config,
         raft: RaftNode,
@@ -104,6 +105,7 @@ impl Api {
         sessions: Sessions,
         metrics: Arc<Metrics>,
         stop: CancellationToken,
+        searcher: Searcher,
     ) -> Self {
         let retention =
             Retention { caller: config.request_retention, server: config.server_request_retention };
@@ -113,7 +115,7 @@ impl Api {
             started: Instant::now(),
             pages: Pages::default(),
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
-            scans: Semaphore::new(scan::MAX_SCANS),
+            searcher,
         };
         Self { inner: Arc::new(inner) }
     }

@@ -16,12 +16,23 @@ use crate::storage::files::{create_folder, failed, sync_folder};
 
 const PREFIX: &str = "log-";
 const REMOVED_PREFIX: &str = "removed-";
+/// Where fetched databases are collected.
+pub(super) const FETCHING: &str = "fetching";
 /// The folder of the records that are not entries.
 pub(super) const META: &str = "meta";
 
 /// How many databases are open at once: the one that is written to, and those that somebody reads, usually one after
 /// the other. Each takes 10 to 20 MiB of memory; a retained history has hundreds of them.
 const OPEN_LIMIT: usize = 4;
+
+/// The name of the folder of the database that begins with `first`.
+pub(super) fn name_of(first: u64) -> String {
+    format!("{PREFIX}{first:020}")
+}
+
+fn first_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX).and_then(|number| number.parse().ok())
+}
 
 /// A database that is no longer part of the log, on its way off the disk.
 pub(super) struct Removed {
@@ -68,9 +79,9 @@ impl Databases {
         for entry in fs::read_dir(root).map_err(failed("list", root))? {
             let entry = entry.map_err(failed("list", root))?;
             let (name, dir) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-            if name.starts_with(REMOVED_PREFIX) {
+            if name.starts_with(REMOVED_PREFIX) || name == FETCHING {
                 leftovers.push(Removed { dir, database: None });
-            } else if let Some(first) = name.strip_prefix(PREFIX).and_then(|number| number.parse().ok()) {
+            } else if let Some(first) = first_of(&name) {
                 slots.by_first.insert(first, Slot { dir, open: None, used: 0 });
             } else if name != META {
                 tracing::warn!(path = %dir.display(), "this does not belong in a log folder, and is left alone");
@@ -113,12 +124,29 @@ impl Databases {
 
     /// Creates the database that begins with `first`, durably.
     pub(super) fn create(&self, first: u64) -> Result<Arc<Database>, StorageError> {
-        let dir = self.root.join(format!("{PREFIX}{first:020}"));
+        let dir = self.root.join(name_of(first));
         let database = Arc::new(self.open(&dir, first)?);
         let open = Some(Arc::clone(&database));
         self.lock().by_first.insert(first, Slot { dir, open, used: 0 });
         self.counters.created();
         Ok(database)
+    }
+
+    /// The folder that all of them are in.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Moves databases from another folder in here, before all others. Each crash leaves some of them here, without a
+    /// hole before those that were here.
+    pub(super) fn take_over(&self, databases: &[(u64, PathBuf)]) -> Result<(), StorageError> {
+        let mut slots = self.lock();
+        for (first, from) in databases.iter().rev() {
+            let dir = self.root.join(name_of(*first));
+            fs::rename(from, &dir).map_err(failed("rename", from))?;
+            slots.by_first.insert(*first, Slot { dir, open: None, used: 0 });
+        }
+        sync_folder(&self.root)
     }
 
     /// Closes a database that nothing more is written to, unless it is being read: what it was written through takes
@@ -229,7 +257,7 @@ impl Databases {
         let clock = slots.clock;
         let next = slots.by_first.range(first + 1..).next().map(|(next, _)| *next);
         let Some(slot) = slots.by_first.get_mut(&first) else {
-            let what = format!("there is no database {PREFIX}{first:020}");
+            let what = format!("there is no database {}", name_of(first));
             return Err(StorageError::CorruptLog { dir: self.root.clone(), key: first.to_string(), what });
         };
         slot.used = clock;

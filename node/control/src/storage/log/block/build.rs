@@ -125,7 +125,7 @@ fn encode_entry(entry: &LogEntry, out: &mut Vec<u8>) -> Option<u64> {
         EntryPayload::Normal(data) => {
             out.put_u8(1);
             out.extend_from_slice(data.bytes());
-            CoreEntry::peek_base_revision(data.bytes())
+            CoreEntry::peek(data.bytes()).map(|head| head.base_revision)
         }
         EntryPayload::Membership(membership) => {
             out.put_u8(2);
