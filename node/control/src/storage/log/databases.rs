@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::database::{Database, Want};
 use super::options::Hooks;
+use super::places::{self, Places};
 use super::stats::Counters;
 use crate::raft::types::LogEntry;
 use crate::storage::StorageError;
@@ -184,14 +185,60 @@ impl Databases {
         let mut want = Want { next: from, end, left: max_bytes.max(1) };
         let mut entries = Vec::new();
         while !want.is_satisfied() {
-            let Some(database) = self.holding(want.next)? else { break };
             let before = want.next;
+            if self.read_in_place(&mut want, &mut entries)? {
+                continue;
+            }
+            let Some(database) = self.holding(want.next)? else { break };
             database.read(&mut want, &mut entries)?;
             if want.next == before {
                 break;
             }
         }
         Ok(entries)
+    }
+
+    /// Reads from a sealed database whose places are known. False if that brought nothing: then it is to be opened.
+    fn read_in_place(&self, want: &mut Want, entries: &mut Vec<LogEntry>) -> Result<bool, StorageError> {
+        let Some(dir) = self.sealed_dir(want.next) else { return Ok(false) };
+        let Some(places) = Places::open(&dir) else { return Ok(false) };
+        let before = want.next;
+        if let Err(error) = places.read(want, entries) {
+            // Through sled it shows whether the block itself is corrupt, or only the places are.
+            tracing::warn!(path = %dir.display(), %error, "a block is not where it was found; places are found again");
+            places::remove(&dir)?;
+        }
+        Ok(want.next > before)
+    }
+
+    /// The folder of the sealed database that holds an entry.
+    fn sealed_dir(&self, index: u64) -> Option<PathBuf> {
+        let slots = self.lock();
+        let (first, slot) = slots.by_first.range(..=index).next_back()?;
+        let is_newest = slots.by_first.range(first + 1..).next().is_none();
+        (!is_newest && !slots.closed).then(|| slot.dir.clone())
+    }
+
+    /// Finds the places of one sealed database that has none yet, and nothing but committed entries. False if there is none.
+    pub(super) fn find_places(&self, committed: u64) -> Result<bool, StorageError> {
+        let sealed: Vec<(u64, PathBuf)> = {
+            let slots = self.lock();
+            let nexts = slots.by_first.keys().skip(1);
+            let sealed = slots.by_first.iter().zip(nexts).filter(|(_, next)| **next <= committed + 1);
+            sealed.map(|((first, slot), _)| (*first, slot.dir.clone())).collect()
+        };
+        let Some((first, dir)) = sealed.into_iter().rev().find(|(_, dir)| !places::exist(dir)) else {
+            return Ok(false);
+        };
+        let found = self.get(first).and_then(|database| places::find(&database, &dir));
+        // It may have been removed meanwhile.
+        if self.lock().by_first.contains_key(&first) { found.map(|()| true) } else { Ok(true) }
+    }
+
+    /// Forgets where blocks of a database stand: it is going to be written to.
+    pub(super) fn forget_places(&self, first: u64) -> Result<(), StorageError> {
+        let dir = self.lock().by_first.get(&first).map(|slot| slot.dir.clone());
+        dir.map_or(Ok(()), |dir| places::remove(&dir))
     }
 
     /// The greatest index of a block whose base revision is at most `revision`, among the entries before `end`.

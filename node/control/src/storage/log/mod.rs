@@ -25,6 +25,7 @@ mod fetched;
 mod meta;
 mod open;
 mod options;
+mod places;
 mod reader;
 mod reaper;
 mod sled_folder;

@@ -76,6 +76,16 @@ impl LogReader {
         if index < first { Err(HistoryError::Purged { oldest: first }) } else { Ok(entries) }
     }
 
+    /// Prepares one sealed database for quick reads, if one is not: finds where its blocks are. False if all are.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn find_places(&self) -> Result<bool, StorageError> {
+        self.shared.check()?;
+        let Some(committed) = self.shared.tail.committed() else { return Ok(false) };
+        self.blocking(move |shared| shared.databases.find_places(committed.index)).await
+    }
+
     /// An index from which reading on gives every event behind `revision` (and some before it). It is found by the
     /// revisions in the headers of blocks; a reader that meets a first entry with a base revision above `revision`
     /// has come too late all the same.

@@ -297,6 +297,7 @@ impl Writer {
             self.last = None;
             return Ok(());
         };
+        self.shared.databases.forget_places(newest)?;
         let database = self.shared.databases.get(newest)?;
         database.truncate(from)?;
         self.current_bytes = database.file_bytes()?;
