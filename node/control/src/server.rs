@@ -168,7 +168,7 @@ impl Parts {
         let sessions = Sessions::default();
 
         let forwarder = Arc::new(CommandForwarder::new(queue.clone(), back.clone(), tasks.clone()));
-        let searcher = api::Searcher::new(raft);
+        let searcher = api::Searcher::new(raft, threads.clone());
         let peers = PeerApi::new(raft.clone(), forwarder, Arc::new(searcher.clone()));
         let peers = peers.serve(listeners.peer, back.clone());
         servers.spawn(async move { peers.await.map_err(|error| format!("serving peers failed: {error}")) });

@@ -10,6 +10,7 @@ use futures::stream::FuturesUnordered;
 use sandkeeper_proto::internal::{FindEventsRequest, FindEventsResponse};
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::{Event, Rejection, Revision, SandboxId, Timestamp};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
@@ -129,17 +130,24 @@ pub struct Searcher {
     index: SubjectIndex,
     others: Option<Arc<OtherNodes>>,
     scans: Arc<Semaphore>,
+    /// Where it searches for peers, which are served by Raft's threads.
+    threads: Handle,
 }
 
 impl Searcher {
-    /// Over the history of a node.
-    pub fn new(raft: &RaftNode) -> Self {
+    /// Over the history of a node. For peers it searches on `threads`.
+    pub fn new(raft: &RaftNode, threads: Handle) -> Self {
         let others = Some(Arc::clone(raft.others()));
-        Self::over(raft.history().clone(), raft.index().clone(), others)
+        Self::over(raft.history().clone(), raft.index().clone(), others, threads)
     }
 
-    fn over(history: History, index: SubjectIndex, others: Option<Arc<OtherNodes>>) -> Self {
-        Self { history, index, others, scans: Arc::new(Semaphore::new(MAX_SCANS)) }
+    pub(super) fn over(
+        history: History,
+        index: SubjectIndex,
+        others: Option<Arc<OtherNodes>>,
+        threads: Handle,
+    ) -> Self {
+        Self { history, index, others, scans: Arc::new(Semaphore::new(MAX_SCANS)), threads }
     }
 
     /// The newest events up to a revision that the filter wants.
@@ -198,7 +206,11 @@ impl Searcher {
 impl EventFinder for Searcher {
     fn find(&self, request: FindEventsRequest) -> BoxFuture<'static, Result<FindEventsResponse, Status>> {
         let searcher = self.clone();
-        Box::pin(async move { searcher.for_peer(request).await })
+        // It ends by its deadline, whether it is waited for or not.
+        let found = self.threads.spawn(async move { searcher.for_peer(request).await });
+        Box::pin(async move {
+            found.await.unwrap_or_else(|stopped| Err(Status::unavailable(stopped.to_string())))
+        })
     }
 }
 
@@ -272,7 +284,7 @@ mod tests {
 
     /// A searcher over the history of a world from a revision on; with an index over a part of it.
     fn searcher(history: History, folder: &tempfile::TempDir) -> Searcher {
-        Searcher::over(history, SubjectIndex::open(folder.path()).unwrap(), None)
+        Searcher::over(history, SubjectIndex::open(folder.path()).unwrap(), None, Handle::current())
     }
 
     #[tokio::test]

@@ -232,7 +232,8 @@ impl History {
 
     /// The newest position at or before a log index, and the oldest that there is: from where a peer is given the log.
     pub(crate) fn position_for(&self, index: u64) -> Option<Checkpoint> {
-        self.oldest_revision();
+        let first_index = self.log.first_index();
+        self.recorder.write(|noted| noted.checkpoints.prune_below(first_index));
         self.recorder.read(|noted| noted.checkpoints.at_or_before(index).or(noted.checkpoints.oldest()))
     }
 

@@ -79,7 +79,7 @@ impl Fetch<'_> {
     /// Fetches and verifies. What comes back counts when it is adopted.
     pub(super) async fn run(&self) -> Result<(FetchedLog, Checkpoints), Failure> {
         let sources = self.sources().await;
-        let Some(start) = sources.iter().map(|source| source.start).min_by_key(|start| start.index) else {
+        let Some(start) = sources.first().map(|source| source.start) else {
             return Err(Failure::NobodyHasMore);
         };
         tracing::info!(
@@ -89,9 +89,8 @@ impl Fetch<'_> {
             "fetching history from peers"
         );
         let mut used = BTreeSet::new();
-        if let Some(claims) = sources.iter().find(|source| source.start == start) {
-            used.insert(claims.id);
-        }
+        // Whoever claims where it begins answers for that, too.
+        used.extend(sources.first().map(|source| source.id));
         let mut collected = self.collect(&sources, start, &mut used).await?;
         let own_entries = self.follow_own(&mut collected.chain).await;
         own_entries.map_err(|error| peers(format!("the own log could not be followed: {error}")))?;
@@ -122,7 +121,9 @@ impl Fetch<'_> {
                 }
             }
         });
-        join_all(answers).await.into_iter().flatten().collect()
+        let mut sources: Vec<Source> = join_all(answers).await.into_iter().flatten().collect();
+        sources.sort_by_key(|source| source.start.index);
+        sources
     }
 
     async fn start_of(&self, id: NodeId, member: &Member) -> Result<Checkpoint, String> {

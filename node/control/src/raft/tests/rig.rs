@@ -108,7 +108,7 @@ impl Site {
         let listener =
             eventually("the port is free", || async { TcpListener::bind(self.address()).await.ok() }).await;
         let cancel = CancellationToken::new();
-        let finder = Arc::new(Searcher::new(&node));
+        let finder = Arc::new(Searcher::new(&node, tokio::runtime::Handle::current()));
         let served =
             PeerApi::new(node.clone(), Arc::new(NoForwarder), finder).serve(listener, cancel.clone());
 

@@ -46,6 +46,14 @@ struct Slot {
     dir: PathBuf,
     open: Option<Arc<Database>>,
     used: u64,
+    /// It is known to have places.
+    placed: bool,
+}
+
+impl Slot {
+    fn new(dir: PathBuf, open: Option<Arc<Database>>) -> Self {
+        Self { dir, open, used: 0, placed: false }
+    }
 }
 
 #[derive(Default)]
@@ -83,7 +91,7 @@ impl Databases {
             if name.starts_with(REMOVED_PREFIX) || name == FETCHING {
                 leftovers.push(Removed { dir, database: None });
             } else if let Some(first) = first_of(&name) {
-                slots.by_first.insert(first, Slot { dir, open: None, used: 0 });
+                slots.by_first.insert(first, Slot::new(dir, None));
             } else if name != META {
                 tracing::warn!(path = %dir.display(), "this does not belong in a log folder, and is left alone");
             }
@@ -128,7 +136,7 @@ impl Databases {
         let dir = self.root.join(name_of(first));
         let database = Arc::new(self.open(&dir, first)?);
         let open = Some(Arc::clone(&database));
-        self.lock().by_first.insert(first, Slot { dir, open, used: 0 });
+        self.lock().by_first.insert(first, Slot::new(dir, open));
         self.counters.created();
         Ok(database)
     }
@@ -145,7 +153,7 @@ impl Databases {
         for (first, from) in databases.iter().rev() {
             let dir = self.root.join(name_of(*first));
             fs::rename(from, &dir).map_err(failed("rename", from))?;
-            slots.by_first.insert(*first, Slot { dir, open: None, used: 0 });
+            slots.by_first.insert(*first, Slot::new(dir, None));
         }
         sync_folder(&self.root)
     }
@@ -200,44 +208,53 @@ impl Databases {
 
     /// Reads from a sealed database whose places are known. False if that brought nothing: then it is to be opened.
     fn read_in_place(&self, want: &mut Want, entries: &mut Vec<LogEntry>) -> Result<bool, StorageError> {
-        let Some(dir) = self.sealed_dir(want.next) else { return Ok(false) };
+        let Some((first, dir)) = self.sealed(want.next) else { return Ok(false) };
         let Some(places) = Places::open(&dir) else { return Ok(false) };
         let before = want.next;
         if let Err(error) = places.read(want, entries) {
             // Through sled it shows whether the block itself is corrupt, or only the places are.
             tracing::warn!(path = %dir.display(), %error, "a block is not where it was found; places are found again");
-            places::remove(&dir)?;
+            self.forget_places(first)?;
         }
         Ok(want.next > before)
     }
 
-    /// The folder of the sealed database that holds an entry.
-    fn sealed_dir(&self, index: u64) -> Option<PathBuf> {
+    /// The sealed database that holds an entry, and its folder.
+    fn sealed(&self, index: u64) -> Option<(u64, PathBuf)> {
         let slots = self.lock();
         let (first, slot) = slots.by_first.range(..=index).next_back()?;
         let is_newest = slots.by_first.range(first + 1..).next().is_none();
-        (!is_newest && !slots.closed).then(|| slot.dir.clone())
+        (!is_newest && !slots.closed).then(|| (*first, slot.dir.clone()))
     }
 
     /// Finds the places of one sealed database that has none yet, and nothing but committed entries. False if there is none.
     pub(super) fn find_places(&self, committed: u64) -> Result<bool, StorageError> {
-        let sealed: Vec<(u64, PathBuf)> = {
-            let slots = self.lock();
-            let nexts = slots.by_first.keys().skip(1);
-            let sealed = slots.by_first.iter().zip(nexts).filter(|(_, next)| **next <= committed + 1);
-            sealed.map(|((first, slot), _)| (*first, slot.dir.clone())).collect()
+        let unplaced = {
+            let mut slots = self.lock();
+            let nexts: Vec<u64> = slots.by_first.keys().skip(1).copied().collect();
+            let sealed = slots.by_first.iter_mut().zip(nexts).filter(|(_, next)| *next <= committed + 1);
+            let mut unplaced =
+                sealed.map(|((first, slot), _)| (*first, slot)).filter(|(_, slot)| !slot.placed);
+            unplaced.next_back().map(|(first, slot)| {
+                slot.placed = true;
+                (first, slot.dir.clone())
+            })
         };
-        let Some((first, dir)) = sealed.into_iter().rev().find(|(_, dir)| !places::exist(dir)) else {
-            return Ok(false);
-        };
+        let Some((first, dir)) = unplaced else { return Ok(false) };
+        if places::exist(&dir) {
+            return Ok(true);
+        }
         let found = self.get(first).and_then(|database| places::find(&database, &dir));
         // It may have been removed meanwhile.
         if self.lock().by_first.contains_key(&first) { found.map(|()| true) } else { Ok(true) }
     }
 
-    /// Forgets where blocks of a database stand: it is going to be written to.
+    /// Forgets where the blocks of a database stand: it is going to be written to, or they do not stand there.
     pub(super) fn forget_places(&self, first: u64) -> Result<(), StorageError> {
-        let dir = self.lock().by_first.get(&first).map(|slot| slot.dir.clone());
+        let dir = self.lock().by_first.get_mut(&first).map(|slot| {
+            slot.placed = false;
+            slot.dir.clone()
+        });
         dir.map_or(Ok(()), |dir| places::remove(&dir))
     }
 
