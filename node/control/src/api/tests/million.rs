@@ -49,6 +49,11 @@ fn event(number: u64, previous: Revision) -> Event {
     Event { header, kind: EventKind::RequestsPruned { until: Timestamp(0), limit: 1 } }
 }
 
+/// Later than all before.
+fn time_after(revision: Revision) -> Timestamp {
+    Timestamp(1_700_000_000_000_000_000 + revision.cast_signed() * 1_000)
+}
+
 /// The log and what notes it, as the state machine fills them; an entry for each event.
 struct Filled {
     store: LogStore,
@@ -81,7 +86,7 @@ impl Filled {
                 if number < sandboxes {
                     let base = self.state.revision();
                     let entry =
-                        Entry::new(base, 1, Timestamp(1), vec![event(number, newest[number as usize])]);
+                        Entry::new(base, 1, time_after(base), vec![event(number, newest[number as usize])]);
                     newest[number as usize] = base + 1;
                     batch.push(self.entry(entry));
                 }

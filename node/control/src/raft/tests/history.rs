@@ -8,7 +8,7 @@ use sandkeeper_proto::internal::{HistoryEntriesRequest, HistoryStartRequest};
 use sandkeeper_statemachine::Entry;
 use tonic::{Code, Status};
 
-use super::rig::{Running, Site, all_equal, cluster, eventually, leader, write};
+use super::rig::{Running, Site, all_equal, cluster, eventually, leader, soon, write};
 use super::snapshots::snapshot_and_purge;
 use crate::history::HistoryError;
 use crate::raft::node::RaftNode;
@@ -208,4 +208,43 @@ async fn while_nobody_answers_who_may_have_it_the_history_is_not_called_gone() {
         (back.node.status().fetching.missing_entries > 500).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_every_node_was_replaced_all_have_all_of_the_history() {
+    let Away { mut sites, mut nodes, away, .. } = away().await;
+    sites.remove(away);
+    let recorded = nodes[0].node.history().read(1, usize::MAX).await.unwrap();
+    for round in 0..4 {
+        let mut site = Site::new(&format!("new-{round}"), None).await;
+        site.config.join = sites.iter().map(|site| site.address().to_string()).collect();
+        site.config.catch_up_entries = 20;
+        let new = site.start().await;
+        crate::raft::bootstrap::enter(&new.node, &site.config.join).await.unwrap();
+        nodes.push(new);
+        sites.push(site);
+        let written = write(&nodes, 50).await;
+        let new = &nodes.last().unwrap().node;
+        new.replica().wait_revision(written, soon()).await.unwrap();
+        assert_eq!(revisions(new, 1).await.unwrap(), (1..=written).collect::<Vec<_>>());
+        has_fetched(new).await;
+        assert!(new.status().fetching.fetched_entries > 500, "it came by snapshot");
+        // The oldest one goes; those that stay have purged what a new one would need.
+        let old = nodes.remove(0);
+        let removed = old.node.local().member.name.clone();
+        nodes[0].node.remove_member(&removed, soon()).await.unwrap();
+        old.crash().await;
+        sites.remove(0);
+        leader(&nodes).await;
+        for node in &nodes {
+            snapshot_and_purge(node).await;
+        }
+    }
+    let last = write(&nodes, 5).await;
+    for node in &nodes {
+        node.reaches(last).await;
+        assert_eq!(revisions(&node.node, 1).await.unwrap().len() as u64, last);
+        let first = node.node.history().read_here(1, usize::MAX).await.unwrap();
+        assert!(first.iter().zip(&recorded).all(|(found, recorded)| found.entry == recorded.entry));
+    }
 }
