@@ -10,8 +10,13 @@ pub mod v1 {
 
 /// What control nodes speak among themselves.
 pub mod internal {
-    #![allow(missing_docs, clippy::pedantic, clippy::large_enum_variant, unused_qualifications)]
-    tonic::include_proto!("sandkeeper.internal.v1");
+    pub use v1::*;
+
+    /// As deep as its package, so that what it takes from the other one is found.
+    mod v1 {
+        #![allow(missing_docs, clippy::pedantic, clippy::large_enum_variant, unused_qualifications)]
+        tonic::include_proto!("sandkeeper.internal.v1");
+    }
 }
 
 /// The encoded `FileDescriptorSet` of all .proto files, for gRPC reflection.

@@ -11,7 +11,7 @@ use crate::entry::Entry;
 use crate::event::{Event, EventKind, Header, SandboxCreated};
 use crate::ids::{AgentId, Generation, Revision, SandboxId, Term, Timestamp};
 use crate::spec::Capacity;
-use crate::state::digest::{chain, digest_of};
+use crate::state::digest::{digest_of, link};
 use crate::state::{Agent, AgentStatus, Cluster, Held, Phase, Restored, Sandbox, State, Status};
 
 /// What became of an entry.
@@ -41,7 +41,7 @@ impl State {
         for (index, event) in entry.events.iter().enumerate() {
             self.apply_event(event, entry.time_of(index));
         }
-        self.history = chain(self.history, entry);
+        self.history = link(self.history, entry);
         Applied::Done { first: entry.base_revision + 1, last: self.revision }
     }
 

@@ -5,7 +5,7 @@ use crate::event::{Event, EventKind, Header, RequestRef, Subject};
 use crate::ids::{AgentId, Generation, Revision, Term, Timestamp};
 use crate::limits::{MAX_DECISION_BYTES, MAX_REASON_BYTES, bounded};
 use crate::spec::Actor;
-use crate::state::digest::chain;
+use crate::state::digest::link;
 use crate::state::{Sandbox, State};
 
 /// An entry in the making. Each event is folded into the working copy as soon as it is decided, so that the next
@@ -106,7 +106,7 @@ impl Draft {
     pub fn seal(self, term: Term) -> (Entry, State) {
         let entry = Entry::from_body(self.base, term, self.time, self.events, self.body);
         let mut state = self.state;
-        state.history = chain(state.history, &entry);
+        state.history = link(state.history, &entry);
         (entry, state)
     }
 

@@ -36,6 +36,17 @@ pub struct Entry {
     encoded: Bytes,
 }
 
+/// What the fixed part of an encoded entry says: enough to tell whether it counts, and which revisions it holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntryHead {
+    /// See [`Entry::base_revision`].
+    pub base_revision: Revision,
+    /// See [`Entry::decided_term`].
+    pub decided_term: Term,
+    /// How many events it says that it has.
+    pub events: u32,
+}
+
 /// Why bytes are not an entry.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -134,10 +145,15 @@ impl Entry {
         })
     }
 
-    /// The base revision of an encoded entry, without decoding it. None if it is not an entry of this format.
-    pub fn peek_base_revision(bytes: &[u8]) -> Option<Revision> {
+    /// The head of an encoded entry, without decoding its events. None if it is not an entry of this format.
+    pub fn peek(bytes: &[u8]) -> Option<EntryHead> {
         let fixed: &[u8; FIXED_BYTES] = bytes.first_chunk()?;
-        (fixed[0] == ENTRY_FORMAT).then(|| u64_at(fixed, 1))
+        let events = u32::from_le_bytes([fixed[25], fixed[26], fixed[27], fixed[28]]);
+        (fixed[0] == ENTRY_FORMAT).then(|| EntryHead {
+            base_revision: u64_at(fixed, 1),
+            decided_term: u64_at(fixed, 9),
+            events,
+        })
     }
 
     /// The time of event `index`.

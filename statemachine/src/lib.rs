@@ -31,7 +31,7 @@ pub use command::{
 };
 pub use decide::{Adoption, Outcome, Surroundings, decide};
 pub use draft::Draft;
-pub use entry::{DecodeError, ENTRY_FORMAT, Entry, MAX_ENTRY_BYTES};
+pub use entry::{DecodeError, ENTRY_FORMAT, Entry, EntryHead, MAX_ENTRY_BYTES};
 pub use event::{
     Event, EventKind, Header, RequestMemory, RequestRef, SandboxCreated, SandboxUpdate, Subject,
 };
@@ -43,7 +43,7 @@ pub use placement::Shortage;
 pub use rejection::Rejection;
 pub use snapshot::{MAX_CHUNK_BYTES, SnapshotError};
 pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resources, SandboxSpec, Shape};
-pub use state::digest::DIGEST_FORM;
+pub use state::digest::{DIGEST_FORM, chain};
 pub use state::{
     Agent, AgentStatus, BatchSandbox, Cluster, FleetCapacity, Held, Phase, RememberedBatch, RequestKey,
     RequestRecord, RequestResult, Restored, Sandbox, State, Status, StreamAnswer, StreamClient, StreamKey,

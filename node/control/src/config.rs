@@ -17,6 +17,8 @@ pub const DEFAULT_HEARTBEAT: Duration = Duration::from_millis(50);
 pub const DEFAULT_ELECTION: (Duration, Duration) = (Duration::from_millis(130), Duration::from_millis(260));
 /// Log entries kept behind the snapshot: the history that watches, audit and time travel read.
 pub const DEFAULT_RETAIN_ENTRIES: u64 = 1_000_000;
+/// As many as the history has: a node that is behind by less is sent the log, which needs no snapshot to be made or loaded.
+pub const DEFAULT_CATCH_UP_ENTRIES: u64 = DEFAULT_RETAIN_ENTRIES;
 /// A snapshot is made when more log than this (and more than the last snapshot's size) was written since the last.
 pub const DEFAULT_SNAPSHOT_LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// An agent that was not heard of for this long is lost: ten missed heartbeats.
@@ -51,6 +53,9 @@ pub struct Config {
     pub bootstrap_expect: Option<usize>,
     /// See [`DEFAULT_RETAIN_ENTRIES`].
     pub history_retain_entries: u64,
+    /// Of these, how many are kept for nodes that are behind, at most; one that lacks more gets a snapshot, and fetches the
+    /// history.
+    pub catch_up_entries: u64,
     /// See [`DEFAULT_SNAPSHOT_LOG_BYTES`].
     pub snapshot_log_bytes: u64,
     /// See [`DEFAULT_HEARTBEAT`].
@@ -82,6 +87,7 @@ impl Config {
             join: Vec::new(),
             bootstrap_expect: None,
             history_retain_entries: DEFAULT_RETAIN_ENTRIES,
+            catch_up_entries: DEFAULT_CATCH_UP_ENTRIES,
             snapshot_log_bytes: DEFAULT_SNAPSHOT_LOG_BYTES,
             heartbeat: DEFAULT_HEARTBEAT,
             election: DEFAULT_ELECTION,

@@ -116,6 +116,9 @@ struct Scraped {
     has_leader: Number,
     revision: Number,
     oldest_revision: Number,
+    history_missing: Number,
+    history_fetched: Counter,
+    history_thrown_away: Counter,
     last_log_index: Number,
     applied_index: Number,
     snapshot_index: Number,
@@ -266,6 +269,21 @@ impl Scraped {
         to.register("raft_members", "Members of the cluster", self.members.clone());
         to.register("revision", "The revision of the state", self.revision.clone());
         to.register("oldest_revision", "The oldest revision of the history", self.oldest_revision.clone());
+        to.register(
+            "history_missing_entries",
+            "Log entries of the history that are still fetched from peers",
+            self.history_missing.clone(),
+        );
+        to.register(
+            "history_fetched_entries",
+            "Log entries of the history that came from peers",
+            self.history_fetched.clone(),
+        );
+        to.register(
+            "history_thrown_away",
+            "How often what came from peers was not this node's history",
+            self.history_thrown_away.clone(),
+        );
         to.register("sandboxes", "Sandboxes in the state, by phase", self.sandboxes.clone());
         to.register("agents", "Agents in the state, by status", self.agents.clone());
         to.register("agents_cordoned", "Agents that get no new sandboxes", self.agents_cordoned.clone());
@@ -307,6 +325,9 @@ impl Scraped {
         self.purged_index.set(index(status.purged));
         self.members.set(status.members.len() as u64);
         self.oldest_revision.set(status.oldest_revision);
+        self.history_missing.set(status.fetching.missing_entries);
+        self.history_fetched.inner().store(status.fetching.fetched_entries, Ordering::Relaxed);
+        self.history_thrown_away.inner().store(status.fetching.thrown_away, Ordering::Relaxed);
     }
 
     fn compute_state(&self, state: &State) {
@@ -343,6 +364,7 @@ mod tests {
     use super::*;
     use crate::api::testing::World;
     use crate::history::digests_of;
+    use crate::raft::history::Fetching;
     use crate::raft::types::Member;
 
     fn status(state: &State) -> NodeStatus {
@@ -359,6 +381,7 @@ mod tests {
             purged: None,
             digests: digests_of(state),
             oldest_revision: 1,
+            fetching: Fetching { missing_entries: 5, fetched_entries: 7, thrown_away: 1 },
             quorum_heard: None,
             members: Vec::new(),
             removed: false,

@@ -168,7 +168,9 @@ impl Parts {
         let sessions = Sessions::default();
 
         let forwarder = Arc::new(CommandForwarder::new(queue.clone(), back.clone(), tasks.clone()));
-        let peers = PeerApi::new(raft.clone(), forwarder).serve(listeners.peer, back.clone());
+        let searcher = api::Searcher::new(raft, threads.clone());
+        let peers = PeerApi::new(raft.clone(), forwarder, Arc::new(searcher.clone()));
+        let peers = peers.serve(listeners.peer, back.clone());
         servers.spawn(async move { peers.await.map_err(|error| format!("serving peers failed: {error}")) });
         let around = decider::Surroundings {
             knowledge: knowledge.clone(),
@@ -199,6 +201,7 @@ impl Parts {
         };
         let (history, replica) = (raft.history().clone(), raft.replica().clone());
         tasks.spawn_on(dispatch::run(history, replica.clone(), sessions.clone(), front.clone()), threads);
+        tasks.spawn_on(raft.clone().keep_index(), threads);
         let losses = losses::run(
             raft.leadership(),
             replica,
@@ -211,7 +214,8 @@ impl Parts {
         tasks.spawn_on(losses, threads);
 
         let (raft_node, counted) = (raft.clone(), Arc::clone(&metrics));
-        let api = Api::new(config, raft_node, commands, sessions.clone(), counted, clocks, front.clone());
+        let api =
+            Api::new(config, raft_node, commands, sessions.clone(), counted, clocks, front.clone(), searcher);
         let served = api::serve(listeners.api, api, gate, front.clone());
         let served = async move { served.await.map_err(|error| format!("serving clients failed: {error}")) };
         servers.spawn_on(served, threads);

@@ -19,13 +19,15 @@ pub(crate) fn digest_of<T: Serialize>(value: &T) -> Digest {
 
 /// The next link of the history's chain. An entry without events adds none: replicas that have not seen it yet are at
 /// the same revision, and must not seem to differ.
-pub(crate) fn chain(history: Digest, entry: &Entry) -> Digest {
-    if entry.events.is_empty() {
-        return history;
-    }
+pub(crate) fn link(history: Digest, entry: &Entry) -> Digest {
+    if entry.events.is_empty() { history } else { chain(history, entry.encoded()) }
+}
+
+/// The history digest after an encoded entry that was applied and has events. `history`: the one before it.
+pub fn chain(history: Digest, encoded: &[u8]) -> Digest {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&history.0);
-    hasher.update(entry.encoded());
+    hasher.update(encoded);
     Digest(hasher.finalize().into())
 }
 

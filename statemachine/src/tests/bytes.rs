@@ -52,7 +52,7 @@ proptest! {
         if format && !bytes.is_empty() {
             bytes[0] = ENTRY_FORMAT;
         }
-        let _ = Entry::peek_base_revision(&bytes);
+        let _ = Entry::peek(&bytes);
         let bytes = Bytes::from(bytes);
         if let Ok(entry) = Entry::decode(&bytes) {
             prop_assert_eq!(entry.encoded(), &bytes);
@@ -120,8 +120,11 @@ fn bytes_that_are_no_entry_are_refused_with_a_reason() {
     assert!(matches!(decode(with(28, 1)), DecodeError::Events(_)), "2^24 more events are announced");
     assert!(matches!(decode(good[..good.len() - 1].to_vec()), DecodeError::Events(_)));
     assert_eq!(decode([&good[..], &[0]].concat()), DecodeError::Trailing(1));
-    assert_eq!(Entry::peek_base_revision(&good), Some(golden::every_kind().base_revision));
-    assert_eq!(Entry::peek_base_revision(&good[..28]), None);
+    let entry = golden::every_kind();
+    let head = Entry::peek(&good).unwrap();
+    assert_eq!((head.base_revision, head.decided_term), (entry.base_revision, entry.decided_term));
+    assert_eq!(head.events as usize, entry.events.len());
+    assert_eq!(Entry::peek(&good[..28]), None);
 }
 
 #[test]

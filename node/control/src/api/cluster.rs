@@ -147,6 +147,7 @@ impl ClusterService for Api {
             uptime_seconds: self.inner.started.elapsed().as_secs(),
             restored: cluster.and_then(|cluster| cluster.restored).map(convert::restored),
             predecessor_id: predecessor.map(|id| id.to_string()).unwrap_or_default(),
+            history_missing_entries: status.fetching.missing_entries,
         }))
     }
 

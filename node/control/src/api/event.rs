@@ -9,7 +9,7 @@ use super::Api;
 use super::call::{Call, DEFAULT_DEADLINE};
 use super::convert::event::{Filter, filter};
 use super::scan::list_limit;
-use super::status::rejected;
+use super::status::{history as history_status, rejected};
 
 #[tonic::async_trait]
 impl EventService for Api {
@@ -21,7 +21,7 @@ impl EventService for Api {
     ) -> Result<Response<Self::WatchEventsStream>, Status> {
         let request = request.into_inner();
         let filter = filter(request.filter.as_ref()).map_err(|rejection| rejected(&rejection))?;
-        self.watch(request.from_revision, filter).map(Response::new)
+        self.watch(request.from_revision, filter).await.map(Response::new)
     }
 
     async fn list_events(
@@ -33,7 +33,8 @@ impl EventService for Api {
         let filter = Filter::of_list(request.filter.as_ref()).map_err(|rejection| rejected(&rejection))?;
         let limit = list_limit(request.limit).map_err(|rejection| rejected(&rejection))?;
         let read = self.read(request.read, call.deadline).await?;
-        let found = self.events(&read.state, &filter, limit, call.deadline).await?;
+        let found = self.inner.searcher.events(read.state.revision(), &filter, limit, call.deadline);
+        let found = self.unless_stopped(found).await?.map_err(|error| history_status(&error))?;
         let header = Some(self.header(&read));
         Ok(Response::new(v1::ListEventsResponse { header, events: found.events, truncated: found.truncated }))
     }

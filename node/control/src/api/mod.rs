@@ -52,6 +52,7 @@ pub use call::{ACTOR_KEY, DEFAULT_DEADLINE, DEFAULT_LONG_DEADLINE, MAX_ACTOR_BYT
 pub use convert::Retention;
 pub use create_stream::MAX_CREATE_STREAMS;
 pub use health::{PUBLIC_SERVICES, public_descriptors};
+pub use scan::Searcher;
 pub use serve::{MAX_STREAMS, serve};
 pub use watch::MAX_WATCHERS;
 
@@ -79,8 +80,7 @@ struct Inner {
     pages: Pages,
     watchers: Arc<Semaphore>,
     create_streams: Arc<Semaphore>,
-    /// Scans of the history read a disk and decode: only so many at once.
-    scans: Semaphore,
+    searcher: Searcher,
 }
 
 /// What the services are made of.
@@ -104,7 +104,8 @@ pub(crate) struct Read {
 }
 
 impl Api {
-    /// The services of a node. `stop` ends all their streams and waits; commands and watchers are counted in `metrics`.
+    /// The services of a node. `stop` ends all their streams and waits; commands and watchers are counted in `metrics`;
+    /// events are found by `searcher`.
     pub fn new(
         config: &Config,
         raft: RaftNode,
@@ -113,6 +114,7 @@ impl Api {
         metrics: Arc<Metrics>,
         clocks: Clocks,
         stop: CancellationToken,
+        searcher: Searcher,
     ) -> Self {
         let retention =
             Retention { caller: config.request_retention, server: config.server_request_retention };
@@ -124,7 +126,7 @@ impl Api {
             pages: Pages::default(),
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
             create_streams: Arc::new(Semaphore::new(MAX_CREATE_STREAMS)),
-            scans: Semaphore::new(scan::MAX_SCANS),
+            searcher,
         };
         Self { inner: Arc::new(inner) }
     }

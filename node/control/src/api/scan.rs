@@ -1,32 +1,40 @@
-//! `ListEvents`: the newest events that match, newest last.
-//!
-//! The events of a sandbox are a chain: each names the one before. So the history of one that is still in the state is
-//! followed back, event by event. Everything else is found by looking through the history, newest first, so that what
-//! is found within the limits is always the newest.
+//! `ListEvents`: the newest events that match, newest last, from the history of this node, and what it does not have from
+//! its peers.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use sandkeeper_proto::internal::{FindEventsRequest, FindEventsResponse};
 use sandkeeper_proto::v1;
-use sandkeeper_statemachine::{Event, Rejection, Revision, State, Timestamp};
-use tokio::time::Instant;
+use sandkeeper_statemachine::{Event, Rejection, Revision, SandboxId, Timestamp};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
-use super::Api;
 use super::convert::event::{Filter, event};
 use super::convert::invalid;
-use super::status::{history as history_status, unavailable};
+use super::status::{history as history_status, rejected};
+use crate::history::index::{Key, SubjectIndex};
+use crate::history::search::{Ended, Search, Sink};
 use crate::history::{History, HistoryError};
+use crate::raft::RaftNode;
+use crate::raft::history::OtherNodes;
+use crate::raft::peer_service::EventFinder;
 
 /// Events of a list, if the caller does not say.
 pub const DEFAULT_LIMIT: u32 = 1_000;
 /// The most events of a list.
 pub const MAX_LIMIT: u32 = 5_000;
 /// Scans of one node at once: each decodes some hundred thousand events a second on one CPU.
-pub(super) const MAX_SCANS: usize = 2;
+const MAX_SCANS: usize = 2;
 /// The most bytes of a list (and one event more): what gRPC clients accept by default is 4 MiB.
 const MAX_BYTES: usize = 3 * 1024 * 1024;
-/// Revisions that are looked through at a time.
-const WINDOW: Revision = 4_096;
-/// Encoded entries that are read at a time, bytes.
-const READ_BYTES: usize = 1024 * 1024;
+/// How long peers may take for the part of a list that this node does not have.
+const PEER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads how many events are wanted.
 ///
@@ -41,6 +49,7 @@ pub(super) fn list_limit(limit: u32) -> Result<usize, Rejection> {
 }
 
 /// What was found.
+#[derive(Debug)]
 pub(super) struct Found {
     /// Newest last.
     pub events: Vec<v1::Event>,
@@ -49,25 +58,27 @@ pub(super) struct Found {
 }
 
 /// Collects events, newest first, within the limits.
-struct Collected {
+struct Collected<'a> {
+    filter: &'a Filter,
     newest_first: Vec<v1::Event>,
     limit: usize,
     bytes: usize,
+    /// The first event of the only sandbox that is wanted was found.
+    begun: bool,
 }
 
-impl Collected {
-    fn new(limit: usize) -> Self {
-        Self { newest_first: Vec::new(), limit, bytes: 0 }
+impl<'a> Collected<'a> {
+    fn new(filter: &'a Filter, limit: usize) -> Self {
+        Self { filter, newest_first: Vec::new(), limit, bytes: 0, begun: false }
     }
 
-    fn full(&self) -> bool {
-        self.newest_first.len() >= self.limit || self.bytes >= MAX_BYTES
-    }
-
-    fn add(&mut self, revision: Revision, time: Timestamp, core: &Event) {
-        let wire = event(revision, time, core);
+    fn add(&mut self, wire: v1::Event) {
         self.bytes += prost::Message::encoded_len(&wire);
         self.newest_first.push(wire);
+    }
+
+    fn is_full(&self) -> bool {
+        self.newest_first.len() >= self.limit || self.bytes >= MAX_BYTES
     }
 
     fn end(mut self, truncated: bool) -> Found {
@@ -76,130 +87,169 @@ impl Collected {
     }
 }
 
-impl Api {
-    /// The newest events up to the state's revision that the filter wants.
+impl Sink for Collected<'_> {
+    fn wants(&self, event: &Event) -> bool {
+        // The first event of a sandbox ends its history, whether its type is wanted or not.
+        self.filter.matches(event) || self.is_first(event)
+    }
+
+    fn take(&mut self, revision: Revision, time: Timestamp, core: &Event) {
+        self.begun = self.is_first(core);
+        if self.filter.matches(core) {
+            self.add(event(revision, time, core));
+        }
+    }
+
+    fn is_done(&self) -> Option<Ended> {
+        if self.begun { Some(Ended::Complete) } else { self.is_full().then_some(Ended::More) }
+    }
+}
+
+impl Collected<'_> {
+    fn is_first(&self, event: &Event) -> bool {
+        let id =
+            |wanted: &SandboxId| event.header.subject.sandbox.as_ref().is_some_and(|(id, _)| id == wanted);
+        event.header.previous == 0 && self.filter.sandbox.as_ref().is_some_and(id)
+    }
+}
+
+/// By what the index is asked: the one of the filter's subjects that has the fewest events. `None`: it names none.
+fn key_of(filter: &Filter) -> Option<Key> {
+    let name = filter.namespace.as_ref().zip(filter.name.as_ref());
+    let namespace = filter.namespace.as_ref();
+    (filter.sandbox.as_ref().map(Key::sandbox))
+        .or(name.map(|(namespace, name)| Key::name(namespace, name)))
+        .or(filter.agent.as_ref().map(Key::agent))
+        .or(namespace.map(Key::namespace))
+}
+
+/// Finds events in the history, for callers and for peers. Cheap to clone.
+#[derive(Clone)]
+pub struct Searcher {
+    history: History,
+    index: SubjectIndex,
+    others: Option<Arc<OtherNodes>>,
+    scans: Arc<Semaphore>,
+    /// Where it searches for peers, which are served by Raft's threads.
+    threads: Handle,
+}
+
+impl Searcher {
+    /// Over the history of a node. For peers it searches on `threads`.
+    pub fn new(raft: &RaftNode, threads: Handle) -> Self {
+        let others = Some(Arc::clone(raft.others()));
+        Self::over(raft.history().clone(), raft.index().clone(), others, threads)
+    }
+
+    pub(super) fn over(
+        history: History,
+        index: SubjectIndex,
+        others: Option<Arc<OtherNodes>>,
+        threads: Handle,
+    ) -> Self {
+        Self { history, index, others, scans: Arc::new(Semaphore::new(MAX_SCANS)), threads }
+    }
+
+    /// The newest events up to a revision that the filter wants.
     pub(super) async fn events(
         &self,
-        state: &State,
+        newest: Revision,
         filter: &Filter,
         limit: usize,
         deadline: Instant,
-    ) -> Result<Found, Status> {
-        let history = self.parts().raft.history();
-        let live = filter.sandbox.as_ref().and_then(|id| state.sandbox(id));
-        let found = if let Some(sandbox) = live {
-            self.unless_stopped(chain(history, sandbox.status.revision, filter, limit, deadline)).await?
-        } else {
-            let permit = tokio::time::timeout_at(deadline, self.inner.scans.acquire()).await;
-            let Ok(Ok(_permit)) = permit else {
-                return Err(unavailable("this node reads its history for others: try again"));
-            };
-            self.unless_stopped(scan(history, state.revision(), filter, limit, deadline)).await?
-        };
-        found.map_err(|error| history_status(&error))
-    }
-}
-
-/// Follows the chain of events back from revision `from`.
-async fn chain(
-    history: &History,
-    from: Revision,
-    filter: &Filter,
-    limit: usize,
-    deadline: Instant,
-) -> Result<Found, HistoryError> {
-    let mut collected = Collected::new(limit);
-    let mut next = from;
-    while next != 0 {
-        if collected.full() || Instant::now() >= deadline {
-            return Ok(collected.end(true));
-        }
-        let found = match history.event_at(next).await {
-            Ok(Some(found)) => found,
-            Ok(None) | Err(HistoryError::Compacted { .. }) => return Ok(collected.end(true)),
-            Err(fault) => return Err(fault),
-        };
-        if filter.matches(&found.event) {
-            collected.add(found.revision, found.time, &found.event);
-        }
-        next = found.event.header.previous;
-    }
-    Ok(collected.end(false))
-}
-
-/// Looks through the history from revision `newest` back.
-async fn scan(
-    history: &History,
-    newest: Revision,
-    filter: &Filter,
-    limit: usize,
-    deadline: Instant,
-) -> Result<Found, HistoryError> {
-    let mut collected = Collected::new(limit);
-    let mut end = newest;
-    while end > 0 {
-        if Instant::now() >= deadline {
-            return Ok(collected.end(true));
-        }
-        let oldest = history.oldest_revision();
-        let start = end.saturating_sub(WINDOW - 1).max(oldest).max(1);
-        if start > end {
-            // The history does not reach back to where this would go on.
-            return Ok(collected.end(true));
-        }
-        match window(history, start, end, filter, &mut collected).await {
-            Ok(()) => {}
-            // It was purged meanwhile.
-            Err(HistoryError::Compacted { .. }) => return Ok(collected.end(true)),
-            Err(fault) => return Err(fault),
-        }
-        if collected.full() {
-            return Ok(collected.end(true));
-        }
-        end = start - 1;
-    }
-    Ok(collected.end(false))
-}
-
-/// Looks through the revisions from `start` to `end`, and collects what is wanted, newest first.
-async fn window(
-    history: &History,
-    start: Revision,
-    end: Revision,
-    filter: &Filter,
-    collected: &mut Collected,
-) -> Result<(), HistoryError> {
-    let mut found = Vec::new();
-    let mut next = start;
-    while next <= end {
-        let entries = history.read(next, READ_BYTES).await?;
-        let Some(last) = entries.last() else { break };
-        let last = last.last_revision();
-        for applied in entries {
-            for (at, revision) in (0..applied.entry.events.len()).zip(applied.first_revision..) {
-                let wanted = (next..=end).contains(&revision) && filter.matches(&applied.entry.events[at]);
-                if wanted {
-                    found.push((revision, at, applied.entry.clone()));
-                }
+    ) -> Result<Found, HistoryError> {
+        let mut collected = Collected::new(filter, limit);
+        let ended = self.search(newest, filter, &mut collected, deadline).await?;
+        let Ended::Compacted { oldest } = ended else { return Ok(collected.end(ended == Ended::More)) };
+        let Some(others) = &self.others else { return Ok(collected.end(true)) };
+        let limit = (limit - collected.newest_first.len()) as u32;
+        let request = FindEventsRequest { filter: Some(filter.to_wire()), before_revision: oldest, limit };
+        let older = elsewhere(others, &request, deadline.min(Instant::now() + PEER_TIMEOUT)).await?;
+        for wire in older.events.into_iter().rev() {
+            if collected.is_full() {
+                return Ok(collected.end(true));
             }
+            collected.add(wire);
         }
-        next = last + 1;
-        // What is in memory makes no pause of its own.
-        tokio::task::yield_now().await;
+        Ok(collected.end(older.truncated))
     }
-    for (revision, at, entry) in found.into_iter().rev() {
-        if collected.full() {
-            break;
+
+    async fn search(
+        &self,
+        newest: Revision,
+        filter: &Filter,
+        collected: &mut Collected<'_>,
+        deadline: Instant,
+    ) -> Result<Ended, HistoryError> {
+        let Some(key) = key_of(filter) else { return Ok(Ended::Complete) };
+        let (history, index, scans) = (&self.history, &self.index, &self.scans);
+        Search { history, index, scans, key, deadline }.run(newest, collected).await
+    }
+
+    /// What this node alone has, for a peer.
+    async fn for_peer(&self, request: FindEventsRequest) -> Result<FindEventsResponse, Status> {
+        let filter = Filter::of_list(request.filter.as_ref()).map_err(|rejection| rejected(&rejection))?;
+        let limit = list_limit(request.limit).map_err(|rejection| rejected(&rejection))?;
+        let mut collected = Collected::new(&filter, limit);
+        let newest = request.before_revision.saturating_sub(1);
+        if self.history.newest_revision() < newest {
+            return Err(Status::unavailable("this node is behind"));
         }
-        collected.add(revision, entry.time_of(at), &entry.events[at]);
+        let ended = self.search(newest, &filter, &mut collected, Instant::now() + PEER_TIMEOUT).await;
+        let ended = ended.map_err(|error| history_status(&error))?;
+        let found = collected.end(ended != Ended::Complete);
+        let oldest_revision = self.history.oldest_revision();
+        Ok(FindEventsResponse { events: found.events, truncated: found.truncated, oldest_revision })
     }
-    Ok(())
+}
+
+impl EventFinder for Searcher {
+    fn find(&self, request: FindEventsRequest) -> BoxFuture<'static, Result<FindEventsResponse, Status>> {
+        let searcher = self.clone();
+        // It ends by its deadline, whether it is waited for or not.
+        let found = self.threads.spawn(async move { searcher.for_peer(request).await });
+        Box::pin(async move {
+            found.await.unwrap_or_else(|stopped| Err(Status::unavailable(stopped.to_string())))
+        })
+    }
+}
+
+/// The answer of the peer that reaches back furthest; the first one that has all of it is enough.
+async fn elsewhere(
+    others: &OtherNodes,
+    request: &FindEventsRequest,
+    deadline: Instant,
+) -> Result<FindEventsResponse, HistoryError> {
+    let asked = others.all().into_iter().map(|(id, member)| async move {
+        let answer = async { others.client(id, &member)?.find_events(request.clone()).await.map_err(reason) };
+        let answer =
+            timeout_at(deadline, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        answer.map(tonic::Response::into_inner).map_err(|why| format!("{}: {why}", member.name))
+    });
+    let mut answers: FuturesUnordered<_> = asked.collect();
+    let nothing =
+        FindEventsResponse { truncated: true, oldest_revision: request.before_revision, events: Vec::new() };
+    let (mut best, mut silent) = (nothing, Vec::new());
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Ok(answer) if !answer.truncated => return Ok(answer),
+            Ok(answer) if answer.oldest_revision < best.oldest_revision => best = answer,
+            Ok(_) => {}
+            Err(why) => silent.push(why),
+        }
+    }
+    match others.nowhere(best.oldest_revision, silent) {
+        not_yet @ HistoryError::NotYet { .. } if best.events.is_empty() => Err(not_yet),
+        _ => Ok(best),
+    }
+}
+
+fn reason(status: Status) -> String {
+    crate::raft::peers::reason(&status)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::api::testing::World;
 
@@ -214,7 +264,8 @@ mod tests {
         world.create_strong("other");
         world.terminate(&first);
         world.create_strong("web");
-        let filter = Filter { name: Some("web".parse().unwrap()), ..Filter::default() };
+        let (namespace, name) = (Some("default".parse().unwrap()), Some("web".parse().unwrap()));
+        let filter = Filter { namespace, name, ..Filter::default() };
         let mut all = Vec::new();
         for applied in &world.applied {
             for (event, revision) in applied.entry.events.iter().zip(applied.first_revision..) {
@@ -231,43 +282,62 @@ mod tests {
         found.events.iter().map(|event| event.revision).collect()
     }
 
+    /// A searcher over the history of a world from a revision on; with an index over a part of it.
+    fn searcher(history: History, folder: &tempfile::TempDir) -> Searcher {
+        Searcher::over(history, SubjectIndex::open(folder.path()).unwrap(), None, Handle::current())
+    }
+
     #[tokio::test]
-    async fn a_scan_finds_the_newest_and_says_whether_there_is_more() {
+    async fn the_newest_are_found_and_whether_there_is_more_with_and_without_an_index() {
         let (world, filter, all) = world();
         let (history, ..) = world.history(1);
+        let folder = tempfile::tempdir().unwrap();
+        let searcher = searcher(history, &folder);
         let newest = world.state.revision();
-        for limit in 1..=6 {
-            let found = scan(&history, newest, &filter, limit, soon()).await.unwrap();
-            assert_eq!(revisions(&found), all[all.len().saturating_sub(limit)..]);
-            assert_eq!(found.truncated, limit <= all.len(), "limit {limit}");
+        for indexed in 0..=world.applied.len() {
+            for limit in 1..=6 {
+                let found = searcher.events(newest, &filter, limit, soon()).await.unwrap();
+                assert_eq!(revisions(&found), all[all.len().saturating_sub(limit)..], "{indexed} indexed");
+                assert_eq!(found.truncated, limit <= all.len(), "limit {limit}");
+            }
+            let found = searcher.events(all[3] - 1, &filter, 10, soon()).await.unwrap();
+            assert_eq!(revisions(&found), all[..3], "only up to the revision of the read");
+            if let Some(next) = world.applied.get(indexed) {
+                searcher.index.append(std::slice::from_ref(next));
+            }
         }
-        let found = scan(&history, all[3] - 1, &filter, 10, soon()).await.unwrap();
-        assert_eq!(revisions(&found), all[..3], "only up to the revision of the read");
     }
 
     #[tokio::test]
     async fn a_history_that_begins_later_is_truncated() {
         let (world, filter, all) = world();
         let (history, ..) = world.history(all[2]);
-        let found = scan(&history, world.state.revision(), &filter, 10, soon()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let searcher = searcher(history, &folder);
+        let found = searcher.events(world.state.revision(), &filter, 10, soon()).await.unwrap();
         assert_eq!(revisions(&found), all[2..]);
         assert!(found.truncated);
-        let late = scan(&history, world.state.revision(), &filter, 10, Instant::now()).await.unwrap();
+        let late = searcher.events(world.state.revision(), &filter, 10, Instant::now()).await.unwrap();
         assert!(late.truncated && late.events.is_empty(), "the deadline bounds it");
     }
 
     #[tokio::test]
-    async fn a_chain_is_the_history_of_one_sandbox() {
+    async fn the_history_of_one_sandbox_is_complete_when_its_first_event_is_found() {
         let (world, _, all) = world();
-        let (history, ..) = world.history(1);
-        let web = world.state.sandbox_named(&World::name("web")).unwrap();
-        let found = chain(&history, web.status.revision, &Filter::default(), 10, soon()).await.unwrap();
-        assert_eq!(revisions(&found), all[3..]);
-        assert!(!found.truncated);
-        let found = chain(&history, web.status.revision, &Filter::default(), 1, soon()).await.unwrap();
+        let web = world.state.sandbox_named(&World::name("web")).unwrap().id.clone();
+        let filter = Filter { sandbox: Some(web), ..Filter::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let begins_with_it = searcher(world.history(all[3]).0, &folder);
+        let found = begins_with_it.events(world.state.revision(), &filter, 10, soon()).await.unwrap();
+        assert_eq!((revisions(&found), found.truncated), (all[3..].to_vec(), false));
+        let found = begins_with_it.events(world.state.revision(), &filter, 1, soon()).await.unwrap();
         assert_eq!((revisions(&found), found.truncated), (all[4..].to_vec(), true));
-        let (later, ..) = world.history(all[4] + 1);
-        let found = chain(&later, web.status.revision, &Filter::default(), 10, soon()).await.unwrap();
+        let types = vec![v1::EventType::SandboxAllocated];
+        let typed = Filter { types, ..filter.clone() };
+        let found = begins_with_it.events(world.state.revision(), &typed, 10, soon()).await.unwrap();
+        assert_eq!((revisions(&found), found.truncated), (all[4..].to_vec(), false));
+        let later = searcher(world.history(all[4] + 1).0, &folder);
+        let found = later.events(world.state.revision(), &filter, 10, soon()).await.unwrap();
         assert!(found.truncated && found.events.is_empty());
     }
 

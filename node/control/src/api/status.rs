@@ -246,6 +246,7 @@ pub(crate) fn history(error: &HistoryError) -> Status {
                 .with("oldest_revision", oldest)
                 .status()
         }
+        HistoryError::NotYet { .. } | HistoryError::Busy => unavailable(&error.to_string()),
         HistoryError::Fault(_) => fault(&error.to_string()),
     }
 }

@@ -81,7 +81,10 @@ impl World {
         let (publisher, replica) = Publisher::new();
         let recorder = Recorder::new(usize::MAX);
         let history = History::new(recorder.clone(), replica, Arc::new(NoLog));
-        recorder.restart(Checkpoints::default(), Checkpoint { index: u64::MAX, revision: from - 1 });
+        recorder.restart(
+            Checkpoints::default(),
+            Checkpoint { index: u64::MAX, revision: from - 1, ..Checkpoint::ORIGIN },
+        );
         for applied in self.applied.iter().filter(|applied| applied.first_revision >= from) {
             let revision = applied.last_revision();
             let digests = Digests { revision, history: Digest::default(), state: Digest::default() };

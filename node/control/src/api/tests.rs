@@ -1,6 +1,7 @@
 //! The API of a whole node, over real sockets, with an agent that only speaks the protocol.
 
 mod agent;
+mod million;
 mod rig;
 mod streams;
 

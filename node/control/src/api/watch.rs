@@ -55,7 +55,7 @@ impl Drop for Counted {
 
 impl Api {
     /// Every event from `from` on (0: from now on) that the filter wants.
-    pub(super) fn watch(&self, from: Revision, filter: Filter) -> Result<Watch, Status> {
+    pub(super) async fn watch(&self, from: Revision, filter: Filter) -> Result<Watch, Status> {
         let parts = self.parts();
         if parts.stop.is_cancelled() {
             return Err(shutting_down());
@@ -66,9 +66,10 @@ impl Api {
         })?;
         let history = parts.raft.history().clone();
         let next = if from == 0 { parts.raft.replica().revision() + 1 } else { from };
-        let oldest = history.oldest_revision();
-        if next < oldest {
-            return Err(history_status(&HistoryError::Compacted { oldest }));
+        if next < history.oldest_revision() {
+            // Peers may have it. What is too old everywhere is said at once.
+            let reached = self.unless_stopped(history.read(next, 1)).await?;
+            reached.map_err(|error| history_status(&error))?;
         }
         parts.metrics.watchers.inc();
         let counted = Counted { _permit: permit, metrics: Arc::clone(&parts.metrics) };

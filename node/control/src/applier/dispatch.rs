@@ -27,7 +27,7 @@ pub async fn run(history: History, replica: Replica, sessions: Sessions, stop: C
             () = stop.cancelled() => return,
             result = newer => if result.is_err() { continue },
         }
-        at = match history.read(at + 1, READ_BYTES).await {
+        at = match history.read_here(at + 1, READ_BYTES).await {
             Ok(entries) => {
                 let state = replica.state();
                 for applied in &entries {

@@ -2,22 +2,29 @@
 
 use std::collections::VecDeque;
 
-use sandkeeper_statemachine::Revision;
+use sandkeeper_statemachine::{Digest, Revision};
 use serde::{Deserialize, Serialize};
 
-/// A position is kept for every so many log entries: finding a revision then decodes at most this many.
+/// A position is kept for every so many log entries: finding a revision then looks at the heads of at most this many.
 pub const INTERVAL: u64 = 256;
 
-/// "Before the log entry `index`, the state was at `revision`."
+/// "Before the log entry `index`, the state was at `revision`, and the history had `digest`."
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     /// An index of the Raft log.
     pub index: u64,
     /// The revision before that entry.
     pub revision: Revision,
+    /// The chain over all entries before it.
+    pub digest: Digest,
 }
 
-/// Checkpoints in the order of the log. 16 bytes for every [`INTERVAL`] entries, in memory and in snapshots.
+impl Checkpoint {
+    /// Where every history begins.
+    pub const ORIGIN: Self = Self { index: 0, revision: 0, digest: Digest([0; 32]) };
+}
+
+/// Checkpoints in the order of the log. 48 bytes for every [`INTERVAL`] entries, in memory and in snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checkpoints {
     positions: VecDeque<Checkpoint>,
@@ -52,10 +59,19 @@ impl Checkpoints {
         kept.map(|(_, position)| *position).collect()
     }
 
-    /// Says that entry `index` is about to be applied at `revision`. Keeps the position if it is due.
-    pub fn pass(&mut self, index: u64, revision: Revision) {
-        if index.is_multiple_of(INTERVAL) {
-            self.keep(Checkpoint { index, revision });
+    /// Says that the entry at a position is about to be applied. Keeps the position if it is due.
+    pub fn pass(&mut self, position: Checkpoint) {
+        if position.index.is_multiple_of(INTERVAL) {
+            self.keep(position);
+        }
+    }
+
+    /// Adds positions before the oldest one: those of a history that came later.
+    pub fn extend_back(&mut self, older: &[Checkpoint]) {
+        for position in older.iter().rev() {
+            if self.positions.front().is_none_or(|first| position.index < first.index) {
+                self.positions.push_front(*position);
+            }
         }
     }
 
@@ -72,6 +88,18 @@ impl Checkpoints {
         after.checked_sub(1).map(|at| self.positions[at])
     }
 
+    /// The newest position at or before an index.
+    pub fn at_or_before(&self, index: u64) -> Option<Checkpoint> {
+        let after = self.positions.partition_point(|position| position.index <= index);
+        after.checked_sub(1).map(|at| self.positions[at])
+    }
+
+    /// The oldest position at or behind an index.
+    pub fn at_or_behind(&self, index: u64) -> Option<Checkpoint> {
+        let at = self.positions.partition_point(|position| position.index < index);
+        self.positions.get(at).copied()
+    }
+
     /// The oldest position.
     pub fn oldest(&self) -> Option<Checkpoint> {
         self.positions.front().copied()
@@ -82,11 +110,6 @@ impl Checkpoints {
         let gone = self.positions.partition_point(|position| position.index < first_index);
         self.positions.drain(..gone);
     }
-
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.positions.clear();
-    }
 }
 
 #[cfg(test)]
@@ -96,14 +119,14 @@ mod tests {
     use super::*;
 
     fn position(index: u64, revision: Revision) -> Checkpoint {
-        Checkpoint { index, revision }
+        Checkpoint { index, revision, digest: Digest([index as u8; 32]) }
     }
 
     #[test]
     fn the_nearest_position_before_an_event_is_found() {
         let mut checkpoints = Checkpoints::default();
         for index in 0..1024 {
-            checkpoints.pass(index, index / 2);
+            checkpoints.pass(position(index, index / 2));
         }
         let kept = [position(0, 0), position(256, 128), position(512, 256), position(768, 384)];
         assert_eq!(checkpoints.to_vec(), kept);
@@ -112,6 +135,20 @@ mod tests {
         assert_eq!(checkpoints.before(128), Some(kept[0]), "event 128 stands before entry 256");
         assert_eq!(checkpoints.before(129), Some(kept[1]));
         assert_eq!(checkpoints.before(u64::MAX), Some(kept[3]));
+    }
+
+    #[test]
+    fn positions_are_found_by_index_and_added_in_front() {
+        let mut checkpoints = Checkpoints::restore(vec![position(300, 9), position(512, 20)]).unwrap();
+        assert_eq!(checkpoints.at_or_before(299), None);
+        assert_eq!(checkpoints.at_or_before(511), Some(position(300, 9)));
+        assert_eq!(checkpoints.at_or_behind(301), Some(position(512, 20)));
+        assert_eq!(checkpoints.at_or_behind(513), None);
+        checkpoints.extend_back(&[position(0, 0), position(256, 5), position(300, 9)]);
+        assert_eq!(
+            checkpoints.to_vec(),
+            [position(0, 0), position(256, 5), position(300, 9), position(512, 20)]
+        );
     }
 
     #[test]
@@ -154,7 +191,7 @@ mod tests {
             let mut revision = 0;
             let mut found_at = vec![0];
             for (index, count) in (0..).zip(&counts) {
-                checkpoints.pass(index, revision);
+                checkpoints.pass(position(index, revision));
                 found_at.extend((0..*count).map(|_| index));
                 revision += count;
             }

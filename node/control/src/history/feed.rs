@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use openraft::EntryPayload;
 use sandkeeper_statemachine::{Digest, Entry, Revision};
+
+use crate::raft::types::{EntryData, LogEntry, LogId};
 
 /// How much memory the kept entries take. A watcher that is no further behind (some 20,000 events) never touches the
 /// disk.
@@ -28,6 +31,12 @@ impl AppliedEntry {
     /// The revision of its last event.
     pub fn last_revision(&self) -> Revision {
         self.entry.last_revision()
+    }
+
+    /// As it stands in the log.
+    pub fn to_log_entry(&self) -> LogEntry {
+        let data = EntryData::from_bytes(self.entry.encoded().clone());
+        LogEntry { log_id: LogId::new(self.term.into(), self.index), payload: EntryPayload::Normal(data) }
     }
 
     /// Its encoded length, bytes.

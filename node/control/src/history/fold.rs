@@ -1,6 +1,5 @@
-//! Finding events in the log: compare and append, folded exactly as the state does it.
-
-use std::sync::Arc;
+//! Finding events in the log: compare and append, folded exactly as the state does it, but by the entries' heads: only
+//! what is wanted is decoded.
 
 use futures::future::BoxFuture;
 use openraft::EntryPayload;
@@ -71,7 +70,7 @@ impl Fold {
         Self { next_index: start.index, revision: start.revision }
     }
 
-    /// The entries from the one that holds event `from`, up to log index `last_index` (nothing behind it is
+    /// The log entries that count, none of them decoded, from the one that holds event `from`, up to log index `last_index` (nothing behind it is
     /// applied) and up to `max_bytes`, but at least one.
     ///
     /// # Errors
@@ -82,7 +81,7 @@ impl Fold {
         from: Revision,
         last_index: u64,
         max_bytes: usize,
-    ) -> Result<Vec<AppliedEntry>, SourceError> {
+    ) -> Result<Vec<LogEntry>, SourceError> {
         let mut found = Vec::new();
         let mut bytes = 0;
         while self.next_index <= last_index {
@@ -95,16 +94,15 @@ impl Fold {
                 if entry.log_id.index() > last_index {
                     return Ok(found);
                 }
-                let Some(applied) = self.step(entry)? else { continue };
-                if applied.last_revision() < from {
+                if !self.step(entry, from)? {
                     continue;
                 }
-                let size = applied.encoded_bytes();
+                let size = encoded_bytes(entry);
                 if bytes + size > max_bytes && !found.is_empty() {
                     return Ok(found);
                 }
                 bytes += size;
-                found.push(applied);
+                found.push(entry.clone());
                 if bytes >= max_bytes {
                     return Ok(found);
                 }
@@ -115,26 +113,54 @@ impl Fold {
         Ok(found)
     }
 
-    /// Takes the next log entry. It counts if it follows this revision and was decided in its own term.
-    fn step(&mut self, log_entry: &LogEntry) -> Result<Option<AppliedEntry>, SourceError> {
+    /// Takes the next log entry: whether it counts and reaches `from`.
+    fn step(&mut self, log_entry: &LogEntry, from: Revision) -> Result<bool, SourceError> {
         let index = log_entry.log_id.index();
         if index != self.next_index {
             let gap = format!("the log holds entry {index} where entry {} belongs", self.next_index);
             return Err(SourceError::Fault(gap));
         }
         self.next_index += 1;
-        let EntryPayload::Normal(data) = &log_entry.payload else { return Ok(None) };
-        if Entry::peek_base_revision(data.bytes()).is_some_and(|base| base != self.revision) {
-            return Ok(None);
-        }
-        let entry =
-            data.entry().map_err(|error| SourceError::Fault(format!("log entry {index}: {error}")))?;
-        let term = log_entry.log_id.committed_leader_id().term;
-        if entry.decided_term != term || entry.base_revision != self.revision || entry.events.is_empty() {
-            return Ok(None);
-        }
-        let first_revision = self.revision + 1;
-        self.revision = entry.last_revision();
-        Ok(Some(AppliedEntry { first_revision, term, index, entry: Arc::clone(&entry) }))
+        let Some(revision) = revision_after(log_entry, self.revision)? else { return Ok(false) };
+        self.revision = revision;
+        Ok(revision >= from)
     }
+}
+
+/// The revision of the first event of an entry that counts.
+pub fn first_revision(log_entry: &LogEntry) -> Option<Revision> {
+    let EntryPayload::Normal(data) = &log_entry.payload else { return None };
+    Entry::peek(data.bytes()).map(|head| head.base_revision + 1)
+}
+
+fn encoded_bytes(log_entry: &LogEntry) -> usize {
+    if let EntryPayload::Normal(data) = &log_entry.payload { data.bytes().len() } else { 0 }
+}
+
+/// The revision after a log entry, if it changes a state at `revision`: it follows that one, was decided in its own term,
+/// and has events. The same that `apply` asks.
+///
+/// # Errors
+/// If it is no entry of a format that this version reads.
+pub fn revision_after(log_entry: &LogEntry, revision: Revision) -> Result<Option<Revision>, SourceError> {
+    let EntryPayload::Normal(data) = &log_entry.payload else { return Ok(None) };
+    let Some(head) = Entry::peek(data.bytes()) else {
+        let index = log_entry.log_id.index();
+        return Err(SourceError::Fault(format!("log entry {index} is none that this version reads")));
+    };
+    let term = log_entry.log_id.committed_leader_id().term;
+    let counts = head.base_revision == revision && head.decided_term == term && head.events > 0;
+    Ok(counts.then(|| revision + u64::from(head.events)))
+}
+
+/// An entry that is known to count.
+///
+/// # Errors
+/// If it can't be decoded.
+pub fn applied(log_entry: &LogEntry) -> Result<AppliedEntry, SourceError> {
+    let (index, term) = (log_entry.log_id.index(), log_entry.log_id.committed_leader_id().term);
+    let fault = |what: &str| SourceError::Fault(format!("log entry {index}: {what}"));
+    let EntryPayload::Normal(data) = &log_entry.payload else { return Err(fault("it has no events")) };
+    let entry = data.entry().map_err(|error| fault(&error.to_string()))?;
+    Ok(AppliedEntry { first_revision: entry.base_revision + 1, term, index, entry })
 }

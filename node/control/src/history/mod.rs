@@ -1,18 +1,23 @@
 //! The history: every event that was ever applied, as far back as the log reaches. Watch, audit and time travel
 //! read it. The newest part is in memory ([`feed`]); the rest is the Raft log itself, in which [`checkpoints`] say
-//! where a revision is found.
+//! where a revision is found, and [`index`] where one subject's events are. What this node does not have, but its peers
+//! have, is read from them ([`Elsewhere`]).
 //!
 //! Architecture invariants: there is no second copy of an event on disk. What is read here is what the state
 //! applied: entries that were skipped are skipped here too ([`fold`]), and nothing that is not yet published.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use sandkeeper_statemachine::{Event, Revision, Timestamp};
+use futures::future::BoxFuture;
+use sandkeeper_statemachine::Revision;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 
 pub mod checkpoints;
 pub mod feed;
 pub mod fold;
+pub(crate) mod index;
+pub(crate) mod search;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -22,6 +27,7 @@ pub use feed::{AppliedEntry, Digests, FEED_BYTES};
 use fold::{Fold, LogSource, SourceError};
 
 use crate::raft::replica::{Replica, View, WaitError};
+use crate::raft::types::LogEntry;
 
 /// Why a part of the history can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,23 +35,39 @@ pub enum HistoryError {
     /// It is older than what this node keeps.
     #[error("the history is kept from revision {oldest} on")]
     Compacted {
-        /// The oldest revision that can be read.
+        /// The oldest revision that can be read, here or anywhere that this node knows of.
         oldest: Revision,
     },
+    /// This node came by snapshot, and fetches what was before; no peer that has it answers.
+    #[error(
+        "this node does not have the history before revision {oldest} yet, and no peer that has it answers: {why}"
+    )]
+    NotYet {
+        /// The oldest revision that this node has.
+        oldest: Revision,
+        /// What the peers said.
+        why: String,
+    },
+    /// Too many look through the history at once.
+    #[error("this node reads its history for others: try again")]
+    Busy,
     /// This node's disk failed, or its log is corrupt.
     #[error("cannot read the history: {0}")]
     Fault(String),
 }
 
-/// One event of the history.
-#[derive(Clone, Debug)]
-pub struct HistoryEvent {
-    /// Its position.
-    pub revision: Revision,
-    /// When it was decided.
-    pub time: Timestamp,
-    /// Itself.
-    pub event: Event,
+/// Where the history is read that this node does not have.
+pub trait Elsewhere: Send + Sync + 'static {
+    /// The entries from the one that holds event `from` on, as [`History::read`] gives them. `oldest`: what this node has.
+    ///
+    /// # Errors
+    /// [`HistoryError::Compacted`] if nobody has it, else why nobody gave it.
+    fn read(
+        &self,
+        from: Revision,
+        max_bytes: usize,
+        oldest: Revision,
+    ) -> BoxFuture<'_, Result<Vec<AppliedEntry>, HistoryError>>;
 }
 
 /// What the state machine notes while it applies.
@@ -66,9 +88,14 @@ impl Recorder {
         Self { noted: Arc::new(RwLock::new(noted)) }
     }
 
-    /// Before log entry `index` is applied to a state at `revision`.
-    pub(crate) fn pass(&self, index: u64, revision: Revision) {
-        self.write(|noted| noted.checkpoints.pass(index, revision));
+    /// Before the log entry at a position is applied.
+    pub(crate) fn pass(&self, position: Checkpoint) {
+        self.write(|noted| noted.checkpoints.pass(position));
+    }
+
+    /// The history reaches further back now.
+    pub(crate) fn extend_back(&self, older: &[Checkpoint]) {
+        self.write(|noted| noted.checkpoints.extend_back(older));
     }
 
     /// After an entry changed the state.
@@ -113,20 +140,43 @@ pub struct History {
     recorder: Recorder,
     replica: Replica,
     log: Arc<dyn LogSource>,
+    elsewhere: Option<Arc<dyn Elsewhere>>,
 }
 
 impl History {
     /// Reads what `recorder` notes, bounded by what `replica` has published, and the rest from `log`.
     pub(crate) fn new(recorder: Recorder, replica: Replica, log: Arc<dyn LogSource>) -> Self {
-        Self { recorder, replica, log }
+        Self { recorder, replica, log, elsewhere: None }
+    }
+
+    /// The same, and what is older than `log` reaches back from `elsewhere`.
+    pub(crate) fn with_elsewhere(self, elsewhere: Arc<dyn Elsewhere>) -> Self {
+        Self { elsewhere: Some(elsewhere), ..self }
     }
 
     /// The entries from the one that holds event `from` on (it may begin earlier), up to `max_bytes` of encoded
-    /// entries, but at least one. Empty if `from` has not happened yet.
+    /// entries, but at least one. Empty if `from` has not happened yet. From a peer, if this node does not reach back.
     ///
     /// # Errors
     /// [`HistoryError::Compacted`] if `from` is too old; [`HistoryError::Fault`] if the disk fails.
     pub async fn read(&self, from: Revision, max_bytes: usize) -> Result<Vec<AppliedEntry>, HistoryError> {
+        match (self.read_here(from, max_bytes).await, &self.elsewhere) {
+            (Err(HistoryError::Compacted { oldest }), Some(elsewhere)) => {
+                elsewhere.read(from.max(1), max_bytes, oldest).await
+            }
+            (read, _) => read,
+        }
+    }
+
+    /// The same, of this node alone.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_here(
+        &self,
+        from: Revision,
+        max_bytes: usize,
+    ) -> Result<Vec<AppliedEntry>, HistoryError> {
         let view = self.replica.view();
         let from = from.max(1);
         if from > view.revision() {
@@ -134,6 +184,35 @@ impl History {
         }
         match self.plan(from, &view, max_bytes) {
             Plan::Memory(entries) => Ok(entries),
+            Plan::Log(start) => {
+                let found = self.read_log(start, from, &view, max_bytes).await?;
+                let mut entries = Vec::with_capacity(found.len());
+                for log_entry in &found {
+                    entries.push(fold::applied(log_entry).map_err(|error| self.source(error))?);
+                    // An entry can hold thousands of events.
+                    yield_now().await;
+                }
+                Ok(entries)
+            }
+            Plan::Compacted => Err(self.compacted()),
+        }
+    }
+
+    /// The same, not decoded, for a peer.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(crate) async fn read_encoded(
+        &self,
+        from: Revision,
+        max_bytes: usize,
+    ) -> Result<Vec<LogEntry>, HistoryError> {
+        let view = self.replica.view();
+        if from > view.revision() {
+            return Ok(Vec::new());
+        }
+        match self.plan(from, &view, max_bytes) {
+            Plan::Memory(entries) => Ok(entries.iter().map(AppliedEntry::to_log_entry).collect()),
             Plan::Log(start) => self.read_log(start, from, &view, max_bytes).await,
             Plan::Compacted => Err(self.compacted()),
         }
@@ -151,17 +230,49 @@ impl History {
         oldest.map_or(next, |oldest| oldest.min(next))
     }
 
-    /// The event with this revision; `None` if it has not happened yet.
-    ///
-    /// # Errors
-    /// As [`Self::read`].
-    pub async fn event_at(&self, revision: Revision) -> Result<Option<HistoryEvent>, HistoryError> {
-        let entries = self.read(revision, 1).await?;
-        Ok(entries.first().and_then(|applied| {
-            let at = usize::try_from(revision.checked_sub(applied.first_revision)?).ok()?;
-            let event = applied.entry.events.get(at)?.clone();
-            Some(HistoryEvent { revision, time: applied.entry.time_of(at), event })
-        }))
+    /// The newest position at or before a log index, and the oldest that there is: from where a peer is given the log.
+    pub(crate) fn position_for(&self, index: u64) -> Option<Checkpoint> {
+        let first_index = self.log.first_index();
+        self.recorder.write(|noted| noted.checkpoints.prune_below(first_index));
+        self.recorder.read(|noted| noted.checkpoints.at_or_before(index).or(noted.checkpoints.oldest()))
+    }
+
+    /// The oldest position at or behind a log index.
+    pub(crate) fn position_behind(&self, index: u64) -> Option<Checkpoint> {
+        self.recorder.read(|noted| noted.checkpoints.at_or_behind(index))
+    }
+
+    /// Whether everything from `revision` on is in memory.
+    fn remembers(&self, revision: Revision) -> bool {
+        self.recorder.read(|noted| noted.feed.oldest().is_some_and(|oldest| oldest <= revision))
+    }
+
+    /// The entry that stands at a log index, and holds event `revision`.
+    async fn entry_at(&self, index: u64, revision: Revision) -> Result<AppliedEntry, HistoryError> {
+        let remembered = self.recorder.read(|noted| noted.feed.read(revision, Revision::MAX, 1));
+        let remembered = remembered.and_then(|entries| entries.into_iter().next());
+        if let Some(applied) = remembered.filter(|applied| applied.index == index) {
+            return Ok(applied);
+        }
+        let entries = self.log.entries_from(index, 1).await.map_err(|error| self.source(error))?;
+        let wrong =
+            || HistoryError::Fault(format!("log entry {index} is not the one with revision {revision}"));
+        let applied =
+            entries.first().map(fold::applied).ok_or_else(wrong)?.map_err(|error| self.source(error))?;
+        let holds = (applied.first_revision..=applied.last_revision()).contains(&revision);
+        if applied.index == index && holds { Ok(applied) } else { Err(wrong()) }
+    }
+
+    fn source(&self, error: SourceError) -> HistoryError {
+        match error {
+            SourceError::Purged => self.compacted(),
+            SourceError::Fault(fault) => HistoryError::Fault(fault),
+        }
+    }
+
+    /// The newest revision that [`Self::read`] gives; 0: there is none.
+    pub fn newest_revision(&self) -> Revision {
+        self.replica.revision()
     }
 
     /// Waits until there is an event after `revision`.
@@ -201,16 +312,15 @@ impl History {
         from: Revision,
         view: &View,
         max_bytes: usize,
-    ) -> Result<Vec<AppliedEntry>, HistoryError> {
+    ) -> Result<Vec<LogEntry>, HistoryError> {
         // `from` has happened, so something is applied.
         let last_index = view.applied_index().unwrap_or(0);
         let found = match Fold::new(start).read(self.log.as_ref(), from, last_index, max_bytes).await {
             Ok(found) => found,
-            Err(SourceError::Purged) => return Err(self.compacted()),
-            Err(SourceError::Fault(fault)) => return Err(HistoryError::Fault(fault)),
+            Err(error) => return Err(self.source(error)),
         };
         match found.first() {
-            Some(first) if first.first_revision <= from => Ok(found),
+            Some(first) if fold::first_revision(first).is_some_and(|first| first <= from) => Ok(found),
             _ => Err(HistoryError::Fault(format!("revision {from} is not where the checkpoints say it is"))),
         }
     }

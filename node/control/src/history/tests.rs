@@ -61,7 +61,8 @@ impl Rig {
         let entry = data.entry().unwrap();
         let log_id = LogId::new(term.into(), self.next_index);
         self.log.entries.lock().unwrap().push(LogEntry { log_id, payload: EntryPayload::Normal(data) });
-        self.recorder.pass(self.next_index, self.state.revision());
+        let (revision, digest) = (self.state.revision(), self.state.history_digest());
+        self.recorder.pass(Checkpoint { index: self.next_index, revision, digest });
         let before = self.state.revision();
         self.state.apply(&entry, term);
         let counted = self.state.revision() > before;
@@ -130,7 +131,7 @@ async fn after_a_snapshot_the_history_begins_behind_it() {
     for _ in 0..5 {
         rig.follow(1);
     }
-    rig.recorder.restart(Checkpoints::default(), Checkpoint { index: 5, revision: 5 });
+    rig.recorder.restart(Checkpoints::default(), Checkpoint { index: 5, revision: 5, ..Checkpoint::ORIGIN });
     assert_eq!(rig.history.oldest_revision(), 6);
     assert_eq!(rig.history.read(5, 1).await.unwrap_err(), HistoryError::Compacted { oldest: 6 });
     assert!(rig.history.read(6, 1).await.unwrap().is_empty());
@@ -154,10 +155,12 @@ async fn an_event_is_found_by_its_revision() {
     let mut rig = Rig::new(1);
     rig.follow(3);
     rig.follow(3);
-    let event = rig.history.event_at(5).await.unwrap().unwrap();
-    assert_eq!(event.revision, 5);
-    assert_eq!(event.time, filler(3, 1, 3).time_of(1));
-    assert!(rig.history.event_at(7).await.unwrap().is_none());
+    for (index, revision) in [(0, 1), (1, 5)] {
+        let applied = rig.history.entry_at(index, revision).await.unwrap();
+        assert_eq!((applied.index, applied.entry), (index, Arc::new(filler(index * 3, 1, 3))));
+    }
+    let error = rig.history.entry_at(0, 5).await.unwrap_err();
+    assert_eq!(error, HistoryError::Fault("log entry 0 is not the one with revision 5".to_owned()));
 }
 
 #[tokio::test]

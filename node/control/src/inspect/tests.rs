@@ -18,6 +18,7 @@ use crate::raft::snapshots::{SnapshotBuilder, SnapshotState};
 use crate::raft::types::{EntryData, LogEntry, LogId, Member, StoredMembership};
 use crate::storage::describe;
 use crate::storage::lock::DataDirLock;
+use crate::storage::log::HistoryStart;
 use crate::storage::snapshot::SnapshotStore;
 
 /// The node that left the data directory, and what it had applied.
@@ -126,9 +127,11 @@ impl Left {
         revision
     }
 
+    /// As after a while: Raft does not need the entries, nor are they kept as history.
     async fn purge(&self, upto: u64) {
         let mut store = self.store();
         store.purge(id(upto)).await.unwrap();
+        store.trim_history(HistoryStart { index: upto + 1, before: Some((0, [0; 32])) }).await.unwrap();
         store.shutdown().await.unwrap();
     }
 

@@ -102,19 +102,11 @@ pub fn encode_append(request: &AppendEntriesRequest<TypeConfig>) -> Bytes {
         leader_commit: request.leader_commit,
         entries: count,
     });
-    let payloads: usize = request.entries.iter().map(|entry| ENTRY_HEAD_BYTES + payload_bytes(entry)).sum();
+    let payloads = entries_bytes(&request.entries);
     let mut out = BytesMut::with_capacity(1 + 4 + head.len() + payloads);
     out.put_u8(VERSION);
     put_bytes(&mut out, &head);
-    for entry in &request.entries {
-        match &entry.payload {
-            EntryPayload::Blank => put_entry(&mut out, KIND_BLANK, entry, &[]),
-            EntryPayload::Normal(data) => put_entry(&mut out, KIND_NORMAL, entry, data.bytes()),
-            EntryPayload::Membership(membership) => {
-                put_entry(&mut out, KIND_MEMBERSHIP, entry, &encode(membership));
-            }
-        }
-    }
+    put_entries(&mut out, &request.entries);
     out.freeze()
 }
 
@@ -150,6 +142,30 @@ pub fn decode_append(mut bytes: Bytes) -> Result<AppendEntriesRequest<TypeConfig
         entries,
         leader_commit: head.leader_commit,
     })
+}
+
+/// Encodes entries, in the form that they have in an append.
+pub fn encode_entries(entries: &[LogEntry]) -> Bytes {
+    let mut out = BytesMut::with_capacity(entries_bytes(entries));
+    put_entries(&mut out, entries);
+    out.freeze()
+}
+
+/// How long entries are in that form, bytes; memberships are not counted.
+pub fn entries_bytes(entries: &[LogEntry]) -> usize {
+    entries.iter().map(|entry| ENTRY_HEAD_BYTES + payload_bytes(entry)).sum()
+}
+
+/// Decodes what [`encode_entries`] made. They need not be consecutive.
+///
+/// # Errors
+/// If the bytes are not whole entries.
+pub fn decode_entries(mut bytes: Bytes) -> Result<Vec<LogEntry>, CodecError> {
+    let mut entries = Vec::new();
+    while !bytes.is_empty() {
+        entries.push(take_entry(&mut bytes)?);
+    }
+    Ok(entries)
 }
 
 /// Cuts an append into several that follow each other, each of at most [`APPEND_TARGET_BYTES`] (or one entry).
@@ -195,6 +211,18 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     let length = u32::try_from(bytes.len()).expect("a message is bounded far below 4 GiB");
     out.put_u32_le(length);
     out.put_slice(bytes);
+}
+
+fn put_entries(out: &mut BytesMut, entries: &[LogEntry]) {
+    for entry in entries {
+        match &entry.payload {
+            EntryPayload::Blank => put_entry(out, KIND_BLANK, entry, &[]),
+            EntryPayload::Normal(data) => put_entry(out, KIND_NORMAL, entry, data.bytes()),
+            EntryPayload::Membership(membership) => {
+                put_entry(out, KIND_MEMBERSHIP, entry, &encode(membership));
+            }
+        }
+    }
 }
 
 fn put_entry(out: &mut BytesMut, kind: u8, entry: &LogEntry, payload: &[u8]) {

@@ -9,6 +9,7 @@
 //! | `network`, `peers`, `codec` | how Raft speaks to its peers |
 //! | `peer_service`, `transfer` | how it is spoken to |
 //! | `digests` | what a peer says of its state |
+//! | `history` | history that only peers have: fetched and verified, and read from them until then |
 //! | `bootstrap`, `membership`, `removal` | forming a cluster, joining one, leaving it, noticing that one was taken out |
 //!
 //! Architecture invariants: nobody outside of this folder calls openraft. No read trusts a clock (lease reads are
@@ -19,6 +20,7 @@ pub(crate) mod codec;
 #[cfg(debug_assertions)]
 mod corruption;
 pub mod digests;
+pub(crate) mod history;
 mod leadership;
 mod local_node;
 mod membership;

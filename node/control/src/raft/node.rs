@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::history::{Keeper, OtherNodes, Progress};
 use super::leadership::{self, LeaderTerm, metrics};
 use super::local_node::LocalNode;
 use super::network::PeerNetwork;
@@ -24,7 +25,8 @@ use super::snapshots::SnapshotState;
 use super::state_machine::{Observers, StateMachine};
 use super::types::{Member, NodeId, TypeConfig};
 use crate::config::Config;
-use crate::history::History;
+use crate::history::index::{self, SubjectIndex};
+use crate::history::{Elsewhere, History, Recorder};
 use crate::storage::identity::NodeIdentity;
 use crate::storage::log::LogStore;
 use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
@@ -84,6 +86,9 @@ pub(super) struct Inner {
     pub(super) peers: Arc<Peers>,
     pub(super) replica: Replica,
     pub(super) history: History,
+    index: SubjectIndex,
+    others: Arc<OtherNodes>,
+    progress: Arc<Progress>,
     pub(super) reads: ReadIndexes,
     pub(super) store: SnapshotStore,
     pub(super) snapshots: SnapshotState,
@@ -91,11 +96,13 @@ pub(super) struct Inner {
     pub(super) membership: Mutex<()>,
     pub(super) cancel: CancellationToken,
     pub(super) tasks: TaskTracker,
-    log: LogStore,
+    pub(super) log: LogStore,
     leadership: watch::Receiver<Option<LeaderTerm>>,
     fatal: watch::Sender<Option<String>>,
     /// See [`super::removal`].
     pub(super) removed: AtomicBool,
+    #[cfg(test)]
+    pub(super) tamper: std::sync::Mutex<Option<super::history::Tamper>>,
 }
 
 impl RaftNode {
@@ -117,10 +124,17 @@ impl RaftNode {
         let raft_config = raft_config(config)?;
 
         let (for_machine, for_store, reader) = (Arc::clone(&local), store.clone(), log.reader());
-        let opened = spawn_blocking(move || StateMachine::open(for_machine, for_store, reader)).await;
-        let (machine, observers) = opened.map_err(io::Error::other).flatten().map_err(StartError::State)?;
+        let index_folder = config.data_dir.join("index");
+        let opened = spawn_blocking(move || {
+            let index = SubjectIndex::open(&index_folder)?;
+            Ok((StateMachine::open(for_machine, for_store, reader)?, index))
+        });
+        let opened = opened.await.map_err(io::Error::other).flatten().map_err(StartError::State)?;
+        let ((machine, observers), index) = opened;
         let Observers { replica, recorder, snapshots } = observers;
-        let history = History::new(recorder, replica.clone(), Arc::new(log.reader()));
+        let others = Arc::new(OtherNodes::new(Arc::clone(&peers), replica.clone(), log.reader()));
+        let history = History::new(recorder.clone(), replica.clone(), Arc::new(log.reader()))
+            .with_elsewhere(Arc::clone(&others) as Arc<dyn Elsewhere>);
         let network = PeerNetwork::new(Arc::clone(&peers));
         let raft = Raft::new(local.node_id, Arc::new(raft_config), network, log.clone(), machine)
             .await
@@ -135,6 +149,9 @@ impl RaftNode {
             peers,
             replica,
             history,
+            index,
+            others,
+            progress: Arc::default(),
             reads,
             store,
             snapshots,
@@ -145,9 +162,12 @@ impl RaftNode {
             leadership,
             fatal: watch::channel(None).0,
             removed: AtomicBool::new(false),
+            #[cfg(test)]
+            tamper: std::sync::Mutex::default(),
         };
         let node = Self { inner: Arc::new(inner) };
         node.start_tasks(leads, config.snapshot_log_bytes, identity, config.data_dir.clone());
+        node.start_keeper(recorder, config.history_retain_entries);
         Ok(node)
     }
 
@@ -190,6 +210,26 @@ impl RaftNode {
         }
     }
 
+    /// Keeps the history as long as it is to be.
+    fn start_keeper(&self, recorder: Recorder, retain_entries: u64) {
+        let Inner { log, history, snapshots, others, progress, cancel, tasks, fatal, .. } = &*self.inner;
+        let keeper = Keeper {
+            log: log.clone(),
+            history: history.clone(),
+            recorder,
+            snapshots: snapshots.clone(),
+            others: Arc::clone(others),
+            retain_entries,
+            progress: Arc::clone(progress),
+        };
+        let (cancel, fatal) = (cancel.clone(), fatal.clone());
+        tasks.spawn(async move {
+            if let Err(fault) = keeper.run(cancel).await {
+                report(&fatal, describe(&fault));
+            }
+        });
+    }
+
     /// Who this node is.
     pub fn local(&self) -> &Arc<LocalNode> {
         &self.inner.local
@@ -208,6 +248,24 @@ impl RaftNode {
     /// Every event that it still has.
     pub fn history(&self) -> &History {
         &self.inner.history
+    }
+
+    /// Where in it the events of one subject are.
+    pub(crate) fn index(&self) -> &SubjectIndex {
+        &self.inner.index
+    }
+
+    /// The other members, as places where history is.
+    pub(crate) fn others(&self) -> &Arc<OtherNodes> {
+        &self.inner.others
+    }
+
+    /// Builds the index of the history, until the node stops. On the threads that it is polled on.
+    pub async fn keep_index(self) {
+        let build = index::run(self.inner.history.clone(), self.inner.index.clone());
+        if let Some(Err(fault)) = self.inner.cancel.run_until_cancelled(build).await {
+            self.report_fault(&fault);
+        }
     }
 
     /// Connections to the other nodes.
@@ -329,7 +387,7 @@ fn raft_config(config: &Config) -> Result<openraft::Config, StartError> {
         max_payload_entries: MAX_APPEND_ENTRIES,
         // By bytes: see snapshot_trigger.rs.
         snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: config.history_retain_entries,
+        max_in_snapshot_log_to_keep: config.catch_up_entries.min(config.history_retain_entries),
         enable_pre_vote: Some(true),
         quorum_loss_probe_interval: Some(QUORUM_LOSS_ELECTIONS * election_timeout_max),
         // A leader that restarted must be elected again: its state may be behind what it acknowledged, and a second

@@ -4,15 +4,17 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::future::ready;
+use futures::future::{BoxFuture, ready};
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt, stream};
 use openraft::raft::AppendEntriesRequest;
 use sandkeeper_proto::internal::peer_service_server::{PeerService, PeerServiceServer};
 use sandkeeper_proto::internal::{
     ChangeMembershipRequest, ChangeMembershipResponse, ClockRequest, ClockResponse, DescribeRequest,
-    DescribeResponse, DigestRequest, DigestResponse, ForwardRequest, ForwardResponse, RaftMessage,
-    ReadIndexRequest, ReadIndexResponse, SnapshotChunk, SnapshotOffsetRequest, SnapshotOffsetResponse,
+    DescribeResponse, DigestRequest, DigestResponse, FindEventsRequest, FindEventsResponse, ForwardRequest,
+    ForwardResponse, HistoryEntriesRequest, HistoryEntriesResponse, HistoryStartRequest,
+    HistoryStartResponse, RaftMessage, ReadHistoryRequest, ReadHistoryResponse, ReadIndexRequest,
+    ReadIndexResponse, SnapshotChunk, SnapshotOffsetRequest, SnapshotOffsetResponse,
 };
 use sandkeeper_statemachine::DIGEST_FORM;
 use serde::Serialize;
@@ -52,19 +54,26 @@ pub trait Forwarder: Send + Sync + 'static {
     ) -> BoxStream<'static, Result<ForwardResponse, Status>>;
 }
 
+/// Finds events for a peer that does not have them, in what this node has itself.
+pub trait EventFinder: Send + Sync + 'static {
+    /// Answers one request.
+    fn find(&self, request: FindEventsRequest) -> BoxFuture<'static, Result<FindEventsResponse, Status>>;
+}
+
 /// The service of one node.
 pub struct PeerApi {
     node: RaftNode,
     forwarder: Arc<dyn Forwarder>,
+    finder: Arc<dyn EventFinder>,
 }
 
 /// The service with its limits, and with the check of who may call.
 pub type PeerServer = InterceptedService<PeerServiceServer<PeerApi>, Admit>;
 
 impl PeerApi {
-    /// The service of `node`; commands go to `forwarder`.
-    pub fn new(node: RaftNode, forwarder: Arc<dyn Forwarder>) -> Self {
-        Self { node, forwarder }
+    /// The service of `node`; commands go to `forwarder`, and `finder` looks for events.
+    pub fn new(node: RaftNode, forwarder: Arc<dyn Forwarder>, finder: Arc<dyn EventFinder>) -> Self {
+        Self { node, forwarder, finder }
     }
 
     /// With limits and checks, ready to be served.
@@ -288,6 +297,25 @@ impl PeerService for PeerApi {
         }
         let leader_id = self.node.leader().map_or(0, |(id, _)| id);
         Ok(Response::new(ChangeMembershipResponse { leader_id }))
+    }
+
+    async fn history_start(&self, request: Request<HistoryStartRequest>) -> Answer<HistoryStartResponse> {
+        self.node.history_start(request.get_ref()).map(Response::new)
+    }
+
+    async fn history_entries(
+        &self,
+        request: Request<HistoryEntriesRequest>,
+    ) -> Answer<HistoryEntriesResponse> {
+        self.node.history_entries(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn read_history(&self, request: Request<ReadHistoryRequest>) -> Answer<ReadHistoryResponse> {
+        self.node.read_history(request.get_ref()).await.map(Response::new)
+    }
+
+    async fn find_events(&self, request: Request<FindEventsRequest>) -> Answer<FindEventsResponse> {
+        self.finder.find(request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -19,8 +19,8 @@ use crate::storage::snapshot::{MAX_HEADER_BYTES, SnapshotFile, SnapshotStore};
 
 /// The version of the header's form.
 const HEADER_VERSION: u16 = 1;
-/// More checkpoints than these are thinned out: they must fit into the header, at up to 18 bytes each.
-const MAX_CHECKPOINTS: usize = 500_000;
+/// More checkpoints than these are thinned out: they must fit into the header, at up to 50 bytes each.
+const MAX_CHECKPOINTS: usize = 200_000;
 /// The largest piece of an encoded state that is read.
 const MAX_PIECE_BYTES: u32 = MAX_CHUNK_BYTES as u32;
 

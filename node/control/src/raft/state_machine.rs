@@ -20,6 +20,7 @@ use tokio::task::{spawn_blocking, yield_now};
 
 #[cfg(debug_assertions)]
 use super::corruption::Corruption;
+use super::history::position_of;
 use super::local_node::LocalNode;
 use super::replica::{Publisher, Replica, View};
 use super::snapshots::{SnapshotBuilder, SnapshotHeader, SnapshotState, load};
@@ -68,7 +69,7 @@ impl StateMachine {
         log: LogReader,
     ) -> io::Result<(Self, Observers)> {
         let snapshots = SnapshotState::default();
-        let reaches_back = |id: crate::storage::snapshot::SnapshotId| log.first_index() <= id.index + 1;
+        let reaches_back = |id: crate::storage::snapshot::SnapshotId| log.first_raft_index() <= id.index + 1;
         if let Some(file) = store.open_newest(reaches_back)? {
             snapshots.set_newest(SnapshotHeader::read(&file)?.meta, file);
         }
@@ -98,7 +99,7 @@ impl StateMachine {
 
     fn apply_one(&mut self, entry: LogEntry) -> io::Result<Applied> {
         let LogEntry { log_id, payload } = entry;
-        self.recorder.pass(log_id.index(), self.state.revision());
+        self.recorder.pass(position_before(log_id.index(), &self.state));
         let answer = match payload {
             EntryPayload::Blank => Applied::Internal,
             EntryPayload::Membership(membership) => {
@@ -172,6 +173,10 @@ fn term_of(log_id: LogId) -> u64 {
     log_id.committed_leader_id().term
 }
 
+fn position_before(index: u64, state: &State) -> Checkpoint {
+    Checkpoint { index, revision: state.revision(), digest: state.history_digest() }
+}
+
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked")
@@ -232,12 +237,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let kept = if self.has_logged(last).await {
-            Checkpoints::restore(header.checkpoints)
-                .map_err(|at| io::Error::other(format!("the snapshot's checkpoint {at:?} is out of order")))?
+            let mut kept = Checkpoints::restore(header.checkpoints).map_err(|at| {
+                io::Error::other(format!("the snapshot's checkpoint {at:?} is out of order"))
+            })?;
+            kept.extend_back(self.log.history_start().and_then(position_of).as_slice());
+            kept
         } else {
             Checkpoints::default()
         };
-        let next = Checkpoint { index: last.index() + 1, revision: state.revision() };
+        let next = position_before(last.index() + 1, &state);
         self.recorder.restart(kept, next);
         self.state = state;
         self.applied = Some(last);

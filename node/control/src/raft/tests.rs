@@ -2,6 +2,7 @@
 
 mod bootstrap;
 mod group;
+mod history;
 mod rig;
 mod snapshots;
 mod types;

@@ -1,4 +1,4 @@
-//! Files that survive a power cut: the few calls that all of `storage` is made of.
+//! Files that survive a power cut: the few calls that all that is kept on disk is made of.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -7,7 +7,7 @@ use std::path::Path;
 use super::StorageError;
 
 /// Makes a [`StorageError`] of an `io::Error`: `.map_err(failed("open", path))`.
-pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
+pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     move |source| StorageError::Io { action, path: path.to_owned(), source }
 }
 
@@ -24,7 +24,7 @@ pub(super) fn sync_file(path: &Path) -> Result<(), StorageError> {
 }
 
 /// Creates a folder, with those above it, durably.
-pub(super) fn create_folder(folder: &Path) -> Result<(), StorageError> {
+pub(crate) fn create_folder(folder: &Path) -> Result<(), StorageError> {
     if !folder.exists() {
         fs::create_dir_all(folder).map_err(failed("create", folder))?;
     }

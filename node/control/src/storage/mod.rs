@@ -6,6 +6,7 @@
 //! DATA/node.toml    who this node is               (identity)
 //! DATA/log/         vote and entries, on sled      (log)
 //! DATA/snapshots/   the last two snapshots         (snapshot)
+//! DATA/index/       derived: see `history::index`
 //! ```
 //!
 //! # Architecture invariants
@@ -20,7 +21,7 @@
 //! [`EntryData`]: crate::raft::types::EntryData
 
 mod error;
-mod files;
+pub(crate) mod files;
 pub mod identity;
 pub mod lock;
 pub mod log;

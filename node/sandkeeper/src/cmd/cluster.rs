@@ -253,7 +253,17 @@ fn status_rows(answers: &[Answer<v1::GetStatusResponse>]) -> String {
         "NODE", "ADDRESS", "STATE", "LEADER", "TERM", "REVISION", "APPLIED", "SNAPSHOT", "AGENTS", "CLOCK",
         "UPTIME", "VERSION",
     ];
-    output::table(&header, answers.iter().map(row))
+    let table = output::table(&header, answers.iter().map(row));
+    let fetching = answers.iter().filter_map(|answer| {
+        let missing = answer.result.as_ref().ok()?.history_missing_entries;
+        (missing > 0).then(|| {
+            format!(
+                "{} fetches older history from the others: {missing} log entries are missing.",
+                answer.name
+            )
+        })
+    });
+    std::iter::once(table).chain(fetching).collect::<Vec<_>>().join("\n")
 }
 
 /// What an operator has to know of a restore that is not confirmed.

@@ -66,6 +66,9 @@ pub struct ServerArgs {
     /// Log entries kept behind the snapshot, as history [default: 1000000]
     #[arg(long, env = "SANDKEEPER_HISTORY_RETAIN_ENTRIES", value_name = "N", hide_env_values = true)]
     history_retain_entries: Option<u64>,
+    /// Of these, how many are kept for nodes that are behind; one that lacks more gets a snapshot [default: all]
+    #[arg(long, env = "SANDKEEPER_CATCH_UP_ENTRIES", value_name = "N", hide_env_values = true)]
+    catch_up_entries: Option<u64>,
     /// Make a snapshot after this much log [default: 64MiB]
     #[arg(long, env = "SANDKEEPER_SNAPSHOT_LOG_BYTES", value_name = "BYTES", value_parser = parse::bytes, hide_env_values = true)]
     snapshot_log_bytes: Option<u64>,
@@ -102,6 +105,7 @@ struct ServerFile {
     join: Option<Vec<String>>,
     bootstrap_expect: Option<usize>,
     history: HistoryFile,
+    catch_up_entries: Option<u64>,
     #[serde(deserialize_with = "settings::bytes")]
     snapshot_log_bytes: Option<u64>,
     #[serde(deserialize_with = "settings::duration")]
@@ -167,6 +171,10 @@ fn resolve(args: ServerArgs) -> Result<Config, CliError> {
             .history_retain_entries
             .or(file.history.retain_entries)
             .unwrap_or(config::DEFAULT_RETAIN_ENTRIES),
+        catch_up_entries: args
+            .catch_up_entries
+            .or(file.catch_up_entries)
+            .unwrap_or(config::DEFAULT_CATCH_UP_ENTRIES),
         snapshot_log_bytes: args
             .snapshot_log_bytes
             .or(file.snapshot_log_bytes)
@@ -232,7 +240,7 @@ mod tests {
     fn a_flag_is_before_the_file_and_the_file_before_the_default() {
         let (folder, path) = file(
             "name = 'from-file'\ndata_dir = 'data'\nlost_after = '3s'\nelection_ms = '500-900'\n\
-             join = ['a:1', 'b:2']\nsnapshot_log_bytes = '1MiB'\n[history]\nretain_entries = 7\n",
+             join = ['a:1', 'b:2']\nsnapshot_log_bytes = '1MiB'\ncatch_up_entries = 9\n[history]\nretain_entries = 7\n",
         );
         let config = resolved(&["--config", &path, "--name", "from-flag"]).unwrap();
         assert_eq!(config.name, "from-flag");
@@ -241,6 +249,7 @@ mod tests {
         assert_eq!(config.election, (Duration::from_millis(500), Duration::from_millis(900)));
         assert_eq!(config.join, ["a:1", "b:2"]);
         assert_eq!((config.snapshot_log_bytes, config.history_retain_entries), (1 << 20, 7));
+        assert_eq!(config.catch_up_entries, 9);
         assert_eq!(config.orphan_grace, config::DEFAULT_ORPHAN_GRACE);
     }
 

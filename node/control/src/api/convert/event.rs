@@ -67,6 +67,20 @@ impl Filter {
         Ok(filter)
     }
 
+    /// As a peer is asked.
+    pub(crate) fn to_wire(&self) -> v1::EventFilter {
+        fn text<T: ToString>(value: Option<&T>) -> String {
+            value.map(ToString::to_string).unwrap_or_default()
+        }
+        v1::EventFilter {
+            namespace: text(self.namespace.as_ref()),
+            name: text(self.name.as_ref()),
+            sandbox_id: text(self.sandbox.as_ref()),
+            agent_id: text(self.agent.as_ref()),
+            types: self.types.iter().map(|kind| (*kind).into()).collect(),
+        }
+    }
+
     /// Whether an event is wanted.
     pub(crate) fn matches(&self, event: &Event) -> bool {
         let subject = &event.header.subject;

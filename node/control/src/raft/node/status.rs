@@ -7,6 +7,7 @@ use sandkeeper_statemachine::Revision;
 
 use super::RaftNode;
 use crate::history::{Digests, digests_of};
+use crate::raft::history::Fetching;
 use crate::raft::leadership::metrics;
 use crate::raft::types::{LogId, Member, NodeId};
 
@@ -67,6 +68,8 @@ pub struct NodeStatus {
     pub digests: Digests,
     /// The oldest revision that its history reaches back to.
     pub oldest_revision: Revision,
+    /// What it fetches of what is older.
+    pub fetching: Fetching,
     /// How long ago a majority last answered; only the leader knows.
     pub quorum_heard: Option<Duration>,
     /// All members, by number. A node that was removed is not among them.
@@ -111,6 +114,7 @@ impl RaftNode {
             purged: metrics.purged,
             digests: digests_of(&view.state),
             oldest_revision: self.history().oldest_revision(),
+            fetching: self.inner.progress.now(),
             quorum_heard: metrics.last_quorum_acked.map(|at| at.elapsed()),
             members: members.filter(|member| !removed || member.node_id != metrics.id).collect(),
             removed,

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use crate::api::Searcher;
 use crate::config::Config;
 use crate::history::testing::{filler, filler_of};
 use crate::raft::RaftNode;
@@ -107,7 +108,10 @@ impl Site {
         let listener =
             eventually("the port is free", || async { TcpListener::bind(self.address()).await.ok() }).await;
         let cancel = CancellationToken::new();
-        let served = PeerApi::new(node.clone(), Arc::new(NoForwarder)).serve(listener, cancel.clone());
+        let finder = Arc::new(Searcher::new(&node, tokio::runtime::Handle::current()));
+        let served =
+            PeerApi::new(node.clone(), Arc::new(NoForwarder), finder).serve(listener, cancel.clone());
+
         let server = tokio::spawn(async { served.await.unwrap() });
         Running { node, cancel, server }
     }

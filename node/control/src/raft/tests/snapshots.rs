@@ -12,7 +12,7 @@ use crate::raft::types::{LogId, Vote};
 /// Few enough that a node that was away finds them gone.
 const RETAINED: u64 = 20;
 
-async fn snapshot_and_purge(node: &Running) {
+pub(super) async fn snapshot_and_purge(node: &Running) {
     node.node.trigger_snapshot().await.unwrap();
     eventually("the log is purged", || async {
         let status = node.node.status();
@@ -39,7 +39,7 @@ async fn a_node_that_was_away_too_long_comes_back_by_snapshot() {
     eventually("openraft notes the snapshot", || async { back.status().snapshot }).await;
     let oldest = back.history().oldest_revision();
     assert!(oldest > 10, "{oldest}");
-    let refused = back.history().read(1, usize::MAX).await.unwrap_err();
+    let refused = back.history().read_here(1, usize::MAX).await.unwrap_err();
     assert_eq!(refused, HistoryError::Compacted { oldest });
     let last = write(&nodes, 5).await;
     all_equal(&nodes, last).await;

@@ -42,7 +42,7 @@ pub(super) const MAX_VALUE_BYTES: usize = 24_000;
 /// The largest encoded entry: the state machine makes no larger one.
 pub(super) const MAX_ENTRY_BYTES: usize = sandkeeper_statemachine::MAX_ENTRY_BYTES;
 
-const MAGIC: [u8; 4] = *b"SKLB";
+pub(super) const MAGIC: [u8; 4] = *b"SKLB";
 const HEADER_BYTES: usize = 48;
 const MAX_BODY_BYTES: usize = MAX_VALUE_BYTES - HEADER_BYTES;
 const CRC: std::ops::Range<usize> = 8..12;
@@ -96,6 +96,27 @@ impl From<&str> for BlockError {
 /// The key of the block that begins with `index`.
 pub(super) fn head_key(index: u64) -> [u8; 8] {
     index.to_be_bytes()
+}
+
+/// The key of a part.
+pub(super) fn key_of(index: u64, part: u16) -> Vec<u8> {
+    let mut key = head_key(index).to_vec();
+    if part > 0 {
+        key.extend_from_slice(&part.to_be_bytes());
+    }
+    key
+}
+
+/// The key of the block that may begin here; nothing of it is verified.
+pub(super) fn key_in(bytes: &[u8]) -> Option<Vec<u8>> {
+    let header = bytes.first_chunk::<HEADER_BYTES>()?;
+    let first = header[12..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes))?;
+    (header[..4] == MAGIC).then(|| key_of(first, u16::from_le_bytes([header[20], header[21]])))
+}
+
+/// The checksum that a block carries; not verified.
+pub(super) fn recorded_checksum(value: &[u8]) -> u32 {
+    value.get(CRC).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u32::from_le_bytes(*bytes))
 }
 
 /// A key for messages.

@@ -36,7 +36,7 @@ impl Want {
         self.next >= self.end || self.left == 0
     }
 
-    fn take(&mut self, entry: LogEntry, out: &mut Vec<LogEntry>) {
+    pub(super) fn take(&mut self, entry: LogEntry, out: &mut Vec<LogEntry>) {
         self.next = entry.log_id.index + 1;
         self.left = self.left.saturating_sub(block::weight(&entry));
         out.push(entry);
@@ -207,6 +207,15 @@ impl Database {
             }
         }
         Ok(None)
+    }
+
+    /// Shows each block, in the order of the keys.
+    pub(super) fn for_each_block(&self, mut show: impl FnMut(&[u8], &[u8])) -> Result<(), StorageError> {
+        for item in self.folder.db().iter() {
+            let (key, value) = item.map_err(|e| self.folder.failed("read", e))?;
+            show(&key, &value);
+        }
+        Ok(())
     }
 
     fn remove_from(&self, from: u64) -> Result<(), StorageError> {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::database::{Database, Want};
 use super::options::Hooks;
+use super::places::{self, Places};
 use super::stats::Counters;
 use crate::raft::types::LogEntry;
 use crate::storage::StorageError;
@@ -16,12 +17,23 @@ use crate::storage::files::{create_folder, failed, sync_folder};
 
 const PREFIX: &str = "log-";
 const REMOVED_PREFIX: &str = "removed-";
+/// Where fetched databases are collected.
+pub(super) const FETCHING: &str = "fetching";
 /// The folder of the records that are not entries.
 pub(super) const META: &str = "meta";
 
 /// How many databases are open at once: the one that is written to, and those that somebody reads, usually one after
 /// the other. Each takes 10 to 20 MiB of memory; a retained history has hundreds of them.
 const OPEN_LIMIT: usize = 4;
+
+/// The name of the folder of the database that begins with `first`.
+pub(super) fn name_of(first: u64) -> String {
+    format!("{PREFIX}{first:020}")
+}
+
+fn first_of(name: &str) -> Option<u64> {
+    name.strip_prefix(PREFIX).and_then(|number| number.parse().ok())
+}
 
 /// A database that is no longer part of the log, on its way off the disk.
 pub(super) struct Removed {
@@ -34,6 +46,14 @@ struct Slot {
     dir: PathBuf,
     open: Option<Arc<Database>>,
     used: u64,
+    /// It is known to have places.
+    placed: bool,
+}
+
+impl Slot {
+    fn new(dir: PathBuf, open: Option<Arc<Database>>) -> Self {
+        Self { dir, open, used: 0, placed: false }
+    }
 }
 
 #[derive(Default)]
@@ -68,10 +88,10 @@ impl Databases {
         for entry in fs::read_dir(root).map_err(failed("list", root))? {
             let entry = entry.map_err(failed("list", root))?;
             let (name, dir) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-            if name.starts_with(REMOVED_PREFIX) {
+            if name.starts_with(REMOVED_PREFIX) || name == FETCHING {
                 leftovers.push(Removed { dir, database: None });
-            } else if let Some(first) = name.strip_prefix(PREFIX).and_then(|number| number.parse().ok()) {
-                slots.by_first.insert(first, Slot { dir, open: None, used: 0 });
+            } else if let Some(first) = first_of(&name) {
+                slots.by_first.insert(first, Slot::new(dir, None));
             } else if name != META {
                 tracing::warn!(path = %dir.display(), "this does not belong in a log folder, and is left alone");
             }
@@ -113,12 +133,29 @@ impl Databases {
 
     /// Creates the database that begins with `first`, durably.
     pub(super) fn create(&self, first: u64) -> Result<Arc<Database>, StorageError> {
-        let dir = self.root.join(format!("{PREFIX}{first:020}"));
+        let dir = self.root.join(name_of(first));
         let database = Arc::new(self.open(&dir, first)?);
         let open = Some(Arc::clone(&database));
-        self.lock().by_first.insert(first, Slot { dir, open, used: 0 });
+        self.lock().by_first.insert(first, Slot::new(dir, open));
         self.counters.created();
         Ok(database)
+    }
+
+    /// The folder that all of them are in.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Moves databases from another folder in here, before all others. Each crash leaves some of them here, without a
+    /// hole before those that were here.
+    pub(super) fn take_over(&self, databases: &[(u64, PathBuf)]) -> Result<(), StorageError> {
+        let mut slots = self.lock();
+        for (first, from) in databases.iter().rev() {
+            let dir = self.root.join(name_of(*first));
+            fs::rename(from, &dir).map_err(failed("rename", from))?;
+            slots.by_first.insert(*first, Slot::new(dir, None));
+        }
+        sync_folder(&self.root)
     }
 
     /// Closes a database that nothing more is written to, unless it is being read: what it was written through takes
@@ -156,14 +193,69 @@ impl Databases {
         let mut want = Want { next: from, end, left: max_bytes.max(1) };
         let mut entries = Vec::new();
         while !want.is_satisfied() {
-            let Some(database) = self.holding(want.next)? else { break };
             let before = want.next;
+            if self.read_in_place(&mut want, &mut entries)? {
+                continue;
+            }
+            let Some(database) = self.holding(want.next)? else { break };
             database.read(&mut want, &mut entries)?;
             if want.next == before {
                 break;
             }
         }
         Ok(entries)
+    }
+
+    /// Reads from a sealed database whose places are known. False if that brought nothing: then it is to be opened.
+    fn read_in_place(&self, want: &mut Want, entries: &mut Vec<LogEntry>) -> Result<bool, StorageError> {
+        let Some((first, dir)) = self.sealed(want.next) else { return Ok(false) };
+        let Some(places) = Places::open(&dir) else { return Ok(false) };
+        let before = want.next;
+        if let Err(error) = places.read(want, entries) {
+            // Through sled it shows whether the block itself is corrupt, or only the places are.
+            tracing::warn!(path = %dir.display(), %error, "a block is not where it was found; places are found again");
+            self.forget_places(first)?;
+        }
+        Ok(want.next > before)
+    }
+
+    /// The sealed database that holds an entry, and its folder.
+    fn sealed(&self, index: u64) -> Option<(u64, PathBuf)> {
+        let slots = self.lock();
+        let (first, slot) = slots.by_first.range(..=index).next_back()?;
+        let is_newest = slots.by_first.range(first + 1..).next().is_none();
+        (!is_newest && !slots.closed).then(|| (*first, slot.dir.clone()))
+    }
+
+    /// Finds the places of one sealed database that has none yet, and nothing but committed entries. False if there is none.
+    pub(super) fn find_places(&self, committed: u64) -> Result<bool, StorageError> {
+        let unplaced = {
+            let mut slots = self.lock();
+            let nexts: Vec<u64> = slots.by_first.keys().skip(1).copied().collect();
+            let sealed = slots.by_first.iter_mut().zip(nexts).filter(|(_, next)| *next <= committed + 1);
+            let mut unplaced =
+                sealed.map(|((first, slot), _)| (*first, slot)).filter(|(_, slot)| !slot.placed);
+            unplaced.next_back().map(|(first, slot)| {
+                slot.placed = true;
+                (first, slot.dir.clone())
+            })
+        };
+        let Some((first, dir)) = unplaced else { return Ok(false) };
+        if places::exist(&dir) {
+            return Ok(true);
+        }
+        let found = self.get(first).and_then(|database| places::find(&database, &dir));
+        // It may have been removed meanwhile.
+        if self.lock().by_first.contains_key(&first) { found.map(|()| true) } else { Ok(true) }
+    }
+
+    /// Forgets where the blocks of a database stand: it is going to be written to, or they do not stand there.
+    pub(super) fn forget_places(&self, first: u64) -> Result<(), StorageError> {
+        let dir = self.lock().by_first.get_mut(&first).map(|slot| {
+            slot.placed = false;
+            slot.dir.clone()
+        });
+        dir.map_or(Ok(()), |dir| places::remove(&dir))
     }
 
     /// The greatest index of a block whose base revision is at most `revision`, among the entries before `end`.
@@ -229,7 +321,7 @@ impl Databases {
         let clock = slots.clock;
         let next = slots.by_first.range(first + 1..).next().map(|(next, _)| *next);
         let Some(slot) = slots.by_first.get_mut(&first) else {
-            let what = format!("there is no database {PREFIX}{first:020}");
+            let what = format!("there is no database {}", name_of(first));
             return Err(StorageError::CorruptLog { dir: self.root.clone(), key: first.to_string(), what });
         };
         slot.used = clock;

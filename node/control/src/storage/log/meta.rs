@@ -5,6 +5,7 @@
 //! | `format` | the format version of the whole log folder |
 //! | `vote` | the last vote |
 //! | `purged` | the last purged log id |
+//! | `history` | [`HistoryStart`]: where the history begins, once that is no longer where the log began |
 //! | `tail` | [`TailRecord`]: what the log must at least hold |
 //!
 //! Every value is `"SKLM"`, a format version, the CRC-32 of key and payload, and the payload in bincode.
@@ -29,7 +30,26 @@ const FOLDER_VERSION: u64 = 1;
 const FORMAT: &str = "format";
 const VOTE: &str = "vote";
 const PURGED: &str = "purged";
+const HISTORY: &str = "history";
 const TAIL: &str = "tail";
+
+/// Where the history on this disk begins: entries before it are gone, or were never here. Raft's own log begins there or
+/// behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryStart {
+    /// The index of the first entry.
+    pub index: u64,
+    /// Revision and history digest of the state before that entry. None: a snapshot took the place of what was before
+    /// it, and says them; peers may have what is missing.
+    pub before: Option<(u64, [u8; 32])>,
+}
+
+impl HistoryStart {
+    /// The one of a log whose oldest entry is this: nothing was before it, or a snapshot took its place.
+    pub(super) fn of_log(index: u64) -> Self {
+        Self { index, before: (index == 0).then_some((0, [0; 32])) }
+    }
+}
 
 /// What is known of the log's end.
 ///
@@ -50,6 +70,8 @@ pub(super) struct Meta {
     folder: SledFolder,
     pub vote: Option<Vote>,
     pub purged: Option<LogId>,
+    /// None: it begins where the log began.
+    pub history: Option<HistoryStart>,
     pub tail: TailRecord,
 }
 
@@ -75,8 +97,8 @@ impl Meta {
             None => return Err(folder.corrupt(FORMAT, "the record is missing, and the log is not new")),
         }
         let (vote, purged) = (read(&folder, VOTE)?, read(&folder, PURGED)?);
-        let tail = read(&folder, TAIL)?.unwrap_or_default();
-        Ok(Self { folder, vote, purged, tail })
+        let (history, tail) = (read(&folder, HISTORY)?, read(&folder, TAIL)?.unwrap_or_default());
+        Ok(Self { folder, vote, purged, history, tail })
     }
 
     /// Records a vote, and on the way what is known of the log's end; durable when it returns.
@@ -86,10 +108,22 @@ impl Meta {
         self.save_tail(tail)
     }
 
-    /// Records a purge; durable when it returns.
-    pub(super) fn save_purged(&mut self, purged: LogId, tail: TailRecord) -> Result<(), StorageError> {
+    /// Records what Raft no longer needs, and where the history begins; durable when it returns.
+    pub(super) fn save_purged(
+        &mut self,
+        purged: LogId,
+        history: HistoryStart,
+        tail: TailRecord,
+    ) -> Result<(), StorageError> {
         write(&self.folder, PURGED, &purged)?;
         self.purged = Some(purged);
+        self.save_history(history, tail)
+    }
+
+    /// Records where the history begins; durable when it returns.
+    pub(super) fn save_history(&mut self, start: HistoryStart, tail: TailRecord) -> Result<(), StorageError> {
+        write(&self.folder, HISTORY, &start)?;
+        self.history = Some(start);
         self.save_tail(tail)
     }
 

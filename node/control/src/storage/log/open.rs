@@ -34,22 +34,24 @@ pub(super) fn open(
     let meta = Meta::open(&root.join(META), log_is_empty, options.hooks.clone(), Arc::clone(&counters))?;
     progress.say("read the vote");
     let end = open_newest(&databases, &meta, &reaper, &progress)?;
-    remove_purged(&databases, &meta, end.as_ref(), &reaper)?;
+    remove_trimmed(&databases, &meta, end.as_ref(), &reaper)?;
     check_bounds(&databases, &meta, end.as_ref())?;
     progress.say("found the end of the log");
 
-    let end = end.filter(|(_, end)| meta.purged.is_none_or(|purged| purged.index < end.last.index));
-    let last = end.as_ref().map(|(_, end)| end.last).or(meta.purged);
+    // It may have been among what was to be removed.
+    let end = end.filter(|(database, _)| databases.newest() == Some(database.first()));
+    let last = end.as_ref().map(|(_, end)| end.last).max(meta.purged);
     let committed = end.as_ref().and_then(|(_, end)| end.committed);
     // What was committed may be known before it is on this disk. What is on this disk up to there is committed too.
     let committed = committed.max(meta.tail.committed).max(meta.purged).min(last);
-    let (vote, purged, oldest) = (meta.vote, meta.purged, databases.oldest());
-    let tail = Tail::new(&Bounds { vote, committed, purged, last, oldest }, options.tail_cache_bytes);
+    let (vote, purged, oldest, history) = (meta.vote, meta.purged, databases.oldest(), meta.history);
+    let bounds = Bounds { vote, committed, purged, last, history: history.map(|start| start.index), oldest };
+    let tail = Tail::new(&bounds, options.tail_cache_bytes);
     let current = end.as_ref().map(|(database, _)| Arc::clone(database));
     let current_bytes = current.as_ref().map_or(Ok(0), |database| database.file_bytes())?;
     tracing::info!(?purged, ?last, took = ?progress.begun.elapsed(), path = %root.display(), "opened the log");
     Ok(Writer {
-        shared: Arc::new(Shared::new(tail, databases, counters)),
+        shared: Arc::new(Shared::new(tail, databases, counters, history)),
         options,
         meta,
         reaper,
@@ -89,15 +91,15 @@ fn open_newest(
     Ok(None)
 }
 
-/// Finishes a purge that a crash cut off.
-fn remove_purged(
+/// Finishes what a crash cut off: removing what the history no longer has, or taking over what was fetched.
+fn remove_trimmed(
     databases: &Databases,
     meta: &Meta,
     end: Option<&Newest>,
     reaper: &SyncSender<Removed>,
 ) -> Result<(), StorageError> {
-    let Some(purged) = meta.purged else { return Ok(()) };
-    for first in databases.ending_at_or_before(purged.index, end.map(|(_, end)| end.last.index)) {
+    let Some(upto) = meta.history.and_then(|start| start.index.checked_sub(1)) else { return Ok(()) };
+    for first in databases.ending_at_or_before(upto, end.map(|(_, end)| end.last.index)) {
         if let Some(removed) = databases.remove(first)? {
             discard(reaper, removed);
         }
@@ -105,16 +107,16 @@ fn remove_purged(
     Ok(())
 }
 
-/// The log must reach from what was purged to what was durable.
+/// The log must reach from where the history begins, and Raft's part of it, to what was durable.
 fn check_bounds(databases: &Databases, meta: &Meta, end: Option<&Newest>) -> Result<(), StorageError> {
     let purged = meta.purged.map(|purged| purged.index);
-    if let (Some(purged), Some(oldest)) = (purged, databases.oldest())
-        && oldest > purged + 1
+    let begins = meta.history.map(|start| start.index).or(purged.map(|purged| purged + 1));
+    if let (Some(begins), Some(oldest)) = (begins, databases.oldest())
+        && oldest > begins
     {
-        let what = format!(
-            "a hole: the log was purged up to {purged}, and the oldest database begins with {oldest}"
-        );
-        return Err(meta.corrupt("purged", what));
+        let what =
+            format!("a hole: the log is kept from {begins} on, and the oldest database begins with {oldest}");
+        return Err(meta.corrupt("history", what));
     }
     let last = end.map(|(_, end)| end.last.index).max(purged);
     if meta.tail.durable > last {

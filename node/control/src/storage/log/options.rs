@@ -32,6 +32,10 @@ pub(crate) enum Step {
     TruncatedBlocks,
     /// A purge is recorded, and no database is removed yet.
     PurgeRecorded,
+    /// It is recorded that the history begins later, and no database is removed yet.
+    TrimRecorded,
+    /// Fetched databases have their places, and it is not recorded yet that they count.
+    FetchedMoved,
     /// A new database has been created, and nothing is in it yet.
     DatabaseCreated,
 }

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use futures::{Stream, stream};
 use openraft::RaftLogReader;
 
+use super::meta::HistoryStart;
+use super::tail::Reads;
 use super::writer::Shared;
 use crate::raft::types::{LogEntry, TypeConfig, Vote};
 use crate::storage::StorageError;
@@ -42,14 +44,25 @@ impl LogReader {
         Self { shared }
     }
 
-    /// The index of the oldest entry that is not purged. If there is none, of the one that comes next.
+    /// The index of the oldest entry that can be read here, though Raft may not need it any more. If there is none, of
+    /// the one that comes next.
     pub fn first_index(&self) -> u64 {
-        self.shared.tail.indexes().start
+        self.shared.tail.indexes(Reads::History).start
+    }
+
+    /// The index of the oldest entry that Raft can read: what is not purged.
+    pub fn first_raft_index(&self) -> u64 {
+        self.shared.tail.indexes(Reads::Raft).start
+    }
+
+    /// Where the history on this disk begins, if not where the log began.
+    pub fn history_start(&self) -> Option<HistoryStart> {
+        self.shared.history_start()
     }
 
     /// The index of the last entry, durable or not, committed or not; `None` if there is none.
     pub fn last_index(&self) -> Option<u64> {
-        let indexes = self.shared.tail.indexes();
+        let indexes = self.shared.tail.indexes(Reads::Raft);
         if indexes.is_empty() { None } else { indexes.end.checked_sub(1) }
     }
 
@@ -59,8 +72,18 @@ impl LogReader {
     /// # Errors
     /// If `index` is purged, or the disk fails.
     pub async fn entries_from(&self, index: u64, max_bytes: usize) -> Result<Vec<LogEntry>, HistoryError> {
-        let (first, entries) = self.read(index..u64::MAX, Some(max_bytes)).await?;
+        let (first, entries) = self.read(Reads::History, index..u64::MAX, Some(max_bytes)).await?;
         if index < first { Err(HistoryError::Purged { oldest: first }) } else { Ok(entries) }
+    }
+
+    /// Prepares one sealed database for quick reads, if one is not: finds where its blocks are. False if all are.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn find_places(&self) -> Result<bool, StorageError> {
+        self.shared.check()?;
+        let Some(committed) = self.shared.tail.committed() else { return Ok(false) };
+        self.blocking(move |shared| shared.databases.find_places(committed.index)).await
     }
 
     /// An index from which reading on gives every event behind `revision` (and some before it). It is found by the
@@ -82,7 +105,7 @@ impl LogReader {
             return match found? {
                 Some(index) => Ok(index.max(first)),
                 // The history begins with revision 0, in the first entries of a log that was never purged.
-                None if self.shared.tail.bounds().0.is_none() => Ok(first),
+                None if self.shared.history_start().is_none() => Ok(first),
                 None => Err(HistoryError::Purged { oldest: first }),
             };
         }
@@ -92,12 +115,13 @@ impl LogReader {
     /// behind the oldest index that could be read.
     async fn read(
         &self,
+        reads: Reads,
         range: Range<u64>,
         limit: Option<usize>,
     ) -> Result<(u64, Vec<LogEntry>), StorageError> {
         loop {
             self.shared.check()?;
-            let plan = self.shared.tail.plan(&range, limit);
+            let plan = self.shared.tail.plan(reads, &range, limit);
             if plan.disk.is_empty() {
                 return Ok((plan.first, plan.cached));
             }
@@ -166,7 +190,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         &mut self,
         range: RB,
     ) -> Result<Vec<LogEntry>, io::Error> {
-        let (_, entries) = self.read(bounds(&range), None).await?;
+        let (_, entries) = self.read(Reads::Raft, bounds(&range), None).await?;
         Ok(entries)
     }
 
@@ -178,7 +202,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
     /// At most about [`READ_BYTES`]. If `start` is purged, nothing: openraft takes that for a heartbeat, and would
     /// send entries from another index than it says otherwise (#1795).
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<LogEntry>, io::Error> {
-        let (first, entries) = self.read(start..end, Some(READ_BYTES)).await?;
+        let (first, entries) = self.read(Reads::Raft, start..end, Some(READ_BYTES)).await?;
         Ok(if start < first { Vec::new() } else { entries })
     }
 
@@ -210,7 +234,7 @@ struct Piecewise {
 impl Piecewise {
     async fn next(&mut self) -> Result<Option<LogEntry>, StorageError> {
         if self.read.is_empty() && !self.left.is_empty() {
-            let (first, entries) = self.reader.read(self.left.clone(), Some(READ_BYTES)).await?;
+            let (first, entries) = self.reader.read(Reads::Raft, self.left.clone(), Some(READ_BYTES)).await?;
             if self.begun && first > self.left.start {
                 let cause = format!("entry {} was purged while it was read", self.left.start);
                 return Err(StorageError::Stopped { cause });

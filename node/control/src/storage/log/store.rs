@@ -8,6 +8,8 @@ use std::thread::{self, JoinHandle};
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use tokio::sync::{mpsc, oneshot};
 
+use super::fetched::FetchedLog;
+use super::meta::HistoryStart;
 use super::options::LogOptions;
 use super::reader::LogReader;
 use super::stats::{Counters, LogStats};
@@ -28,6 +30,7 @@ use crate::storage::files::failed;
 pub struct LogStore {
     shared: Arc<Shared>,
     operations: mpsc::Sender<Operation>,
+    options: LogOptions,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
@@ -41,17 +44,52 @@ impl LogStore {
         let counters = Arc::new(Counters::default());
         let (removals, reaper) =
             reaper::start(Arc::clone(&counters)).map_err(failed("start a thread for", dir))?;
-        let writer = open::open(dir, options, counters, removals)?;
+        let writer = open::open(dir, options.clone(), counters, removals)?;
         let shared = Arc::clone(&writer.shared);
         let (operations, queue) = mpsc::channel(QUEUE);
         let thread = thread::Builder::new().name("log-writer".to_owned()).spawn(move || writer.run(queue));
         let thread = thread.map_err(failed("start a thread for", dir))?;
-        Ok(Self { shared, operations, threads: Arc::new(Mutex::new(vec![thread, reaper])) })
+        Ok(Self { shared, operations, options, threads: Arc::new(Mutex::new(vec![thread, reaper])) })
     }
 
     /// A reader. It sees what is appended at once, and outlives the store (then its reads fail).
     pub fn reader(&self) -> LogReader {
         LogReader::new(Arc::clone(&self.shared))
+    }
+
+    /// Removes the history before `start`, as far as Raft does not need it; whole databases go, and what is left before
+    /// it in the oldest one can't be read any more.
+    ///
+    /// # Errors
+    /// If the disk refuses, now or before.
+    pub async fn trim_history(&self, start: HistoryStart) -> Result<(), StorageError> {
+        self.shared.check()?;
+        self.perform(|done| self.shared.tail.trim(start.index).then_some(Operation::Trim { start, done }))
+            .await
+    }
+
+    /// Begins to collect entries that a peer keeps and this node does not: those from `start` on. They count when they are
+    /// [adopted](Self::adopt); one collection at a time. Blocks: call it off the runtime.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn begin_fetch(&self, start: HistoryStart) -> Result<FetchedLog, StorageError> {
+        FetchedLog::begin(self.shared.databases.root(), start, &self.options)
+    }
+
+    /// Makes verified entries the beginning of the history: all of them, also after a crash, or none. They come back if
+    /// they do not end where the history begins now: a snapshot came in between.
+    ///
+    /// # Errors
+    /// If the disk refuses, now or before.
+    pub async fn adopt(&self, fetched: FetchedLog) -> Result<Option<FetchedLog>, StorageError> {
+        self.shared.check()?;
+        let Ok(place) = self.operations.reserve().await else {
+            return Err(self.gone());
+        };
+        let (adopted, outcome) = oneshot::channel();
+        place.send(Operation::Adopt { fetched, adopted });
+        outcome.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
     /// What was done since the store was opened.
@@ -181,7 +219,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         self.shared.check()?;
-        let purge = |done| self.shared.tail.purge(log_id).then(|| Operation::Purge { upto: log_id, done });
+        let purge = |done| {
+            let purge = self.shared.tail.purge(log_id)?;
+            Some(Operation::Purge { upto: log_id, purge, done })
+        };
         Ok(self.perform(purge).await?)
     }
 }

@@ -31,6 +31,8 @@ struct State {
     last: Option<LogId>,
     /// The index of the oldest entry that is not purged, or that comes next.
     first: u64,
+    /// The index of the oldest entry that is kept for readers of the history; at most `first`.
+    history: u64,
     /// The newest entries, without a hole, up to the last.
     cache: VecDeque<Cached>,
     cache_bytes: usize,
@@ -45,6 +47,13 @@ struct State {
 impl State {
     fn next_index(&self) -> u64 {
         self.last.map_or(self.first, |last| last.index + 1)
+    }
+
+    fn first_for(&self, reads: Reads) -> u64 {
+        match reads {
+            Reads::Raft => self.first,
+            Reads::History => self.history,
+        }
     }
 
     fn cache_first(&self) -> u64 {
@@ -74,6 +83,25 @@ fn memory_bytes(entry: &LogEntry) -> usize {
     size_of::<Cached>() + payload
 }
 
+/// Who reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// Raft: what is not purged.
+    Raft,
+    /// A reader of the history, which is kept for longer.
+    History,
+}
+
+/// What a purge means for the history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purge {
+    /// Raft needs the entries no longer; they stay as history.
+    Kept,
+    /// The log does not reach to where it was purged (a snapshot went beyond its end), so what it has would leave a
+    /// hole: all of it goes.
+    Cut,
+}
+
 /// The part of a read that is on the disk, and the part that is here.
 pub(super) struct Plan {
     /// Counts truncations and purges.
@@ -92,6 +120,8 @@ pub(super) struct Bounds {
     pub committed: Option<LogId>,
     pub purged: Option<LogId>,
     pub last: Option<LogId>,
+    /// Where the history begins, if that is recorded.
+    pub history: Option<u64>,
     /// The first index of the oldest database, if there is one.
     pub oldest: Option<u64>,
 }
@@ -105,12 +135,14 @@ pub(super) struct Tail {
 impl Tail {
     pub(super) fn new(bounds: &Bounds, cache_limit: usize) -> Self {
         let behind_purged = bounds.purged.map(|purged| purged.index + 1);
+        let first = behind_purged.or(bounds.oldest).unwrap_or(0);
         let state = State {
             vote: bounds.vote,
             committed: bounds.committed,
             purged: bounds.purged,
             last: bounds.last,
-            first: behind_purged.or(bounds.oldest).unwrap_or(0),
+            first,
+            history: bounds.history.or(bounds.oldest).unwrap_or(first).min(first),
             cache: VecDeque::new(),
             cache_bytes: 0,
             appends: 0,
@@ -143,7 +175,7 @@ impl Tail {
         state.appends += 1;
         let append = state.appends;
         if begins {
-            state.first = first;
+            (state.first, state.history) = (first, first);
         }
         for entry in &entries {
             let (weight, memory) = (block::weight(entry), memory_bytes(entry));
@@ -180,29 +212,48 @@ impl Tail {
         Some(from)
     }
 
-    /// Makes the entries up to `upto` unreadable. Returns whether that changes anything.
-    pub(super) fn purge(&self, upto: LogId) -> bool {
+    /// Makes the entries up to `upto` unreadable for Raft. `None` if they are already.
+    pub(super) fn purge(&self, upto: LogId) -> Option<Purge> {
         let mut state = self.lock();
         if state.purged.is_some_and(|purged| purged.index >= upto.index) {
-            return false;
+            return None;
         }
         state.epoch += 1;
         state.purged = Some(upto);
         state.first = upto.index + 1;
-        while state.cache.front().is_some_and(|cached| cached.entry.log_id.index <= upto.index) {
-            state.drop_front();
+        if state.last.is_some_and(|last| last.index >= upto.index) {
+            return Some(Purge::Kept);
         }
-        if state.last.is_none_or(|last| last.index < upto.index) {
-            state.last = Some(upto);
+        state.last = Some(upto);
+        state.history = state.first;
+        state.cache.clear();
+        state.cache_bytes = 0;
+        Some(Purge::Cut)
+    }
+
+    /// Makes the entries before `index` unreadable for everybody; Raft must not need them. Returns whether that changes
+    /// anything.
+    pub(super) fn trim(&self, index: u64) -> bool {
+        let mut state = self.lock();
+        if index <= state.history || index > state.first {
+            return false;
         }
+        state.epoch += 1;
+        state.history = index;
         true
+    }
+
+    /// Makes entries readable that stand before all others now, from `index` on.
+    pub(super) fn adopt(&self, index: u64) {
+        self.lock().history = index;
     }
 
     /// Splits a read of the indexes `range` into what is on the disk and what is here. With `limit`, the part that
     /// is here is at most about that many bytes.
-    pub(super) fn plan(&self, range: &Range<u64>, limit: Option<usize>) -> Plan {
+    pub(super) fn plan(&self, reads: Reads, range: &Range<u64>, limit: Option<usize>) -> Plan {
         let state = self.lock();
-        let from = range.start.max(state.first);
+        let first = state.first_for(reads);
+        let from = range.start.max(first);
         let end = range.end.min(state.next_index()).max(from);
         let cache_first = state.cache_first();
         let disk = from..end.min(cache_first).max(from);
@@ -218,7 +269,7 @@ impl Tail {
                 cached.push(item.entry.clone());
             }
         }
-        Plan { epoch: state.epoch, first: state.first, disk, cached }
+        Plan { epoch: state.epoch, first, disk, cached }
     }
 
     pub(super) fn epoch(&self) -> u64 {
@@ -232,9 +283,9 @@ impl Tail {
     }
 
     /// The indexes that can be read.
-    pub(super) fn indexes(&self) -> Range<u64> {
+    pub(super) fn indexes(&self, reads: Reads) -> Range<u64> {
         let state = self.lock();
-        state.first..state.next_index()
+        state.first_for(reads)..state.next_index()
     }
 
     /// The indexes before which all is on the disk, and only there.

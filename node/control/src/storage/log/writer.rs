@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::SyncSender;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use openraft::storage::IOFlushed;
 use tokio::sync::{mpsc, oneshot};
@@ -13,10 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::block::{self, BlockBuilder};
 use super::database::Database;
 use super::databases::{Databases, Removed};
-use super::meta::{Meta, TailRecord};
+use super::fetched::FetchedLog;
+use super::meta::{HistoryStart, Meta, TailRecord};
 use super::options::{LogOptions, Step};
 use super::stats::Counters;
-use super::tail::Tail;
+use super::tail::{Purge, Reads, Tail};
 use crate::raft::types::{LogEntry, LogId, TypeConfig, Vote};
 use crate::storage::files::failed;
 use crate::storage::{StorageError, describe};
@@ -32,12 +33,28 @@ pub(super) struct Shared {
     pub tail: Tail,
     pub databases: Databases,
     pub counters: Arc<Counters>,
+    /// As it is recorded.
+    history: Mutex<Option<HistoryStart>>,
     stopped: OnceLock<String>,
 }
 
 impl Shared {
-    pub(super) fn new(tail: Tail, databases: Databases, counters: Arc<Counters>) -> Self {
-        Self { tail, databases, counters, stopped: OnceLock::new() }
+    pub(super) fn new(
+        tail: Tail,
+        databases: Databases,
+        counters: Arc<Counters>,
+        history: Option<HistoryStart>,
+    ) -> Self {
+        Self { tail, databases, counters, history: Mutex::new(history), stopped: OnceLock::new() }
+    }
+
+    /// Where the history begins, if that is recorded.
+    pub(super) fn history_start(&self) -> Option<HistoryStart> {
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_history_start(&self, start: Option<HistoryStart>) {
+        *self.history.lock().unwrap_or_else(PoisonError::into_inner) = start;
     }
 
     /// Fails once a write has failed.
@@ -75,10 +92,22 @@ pub(super) enum Operation {
         from: u64,
         done: Done,
     },
-    /// Removes the entries up to `upto`.
+    /// Records that Raft does not need the entries up to `upto`.
     Purge {
         upto: LogId,
+        purge: Purge,
         done: Done,
+    },
+    /// Removes the history before `start`.
+    Trim {
+        start: HistoryStart,
+        done: Done,
+    },
+    /// Makes fetched entries the beginning of the history.
+    Adopt {
+        fetched: FetchedLog,
+        /// They come back if they can't be taken.
+        adopted: oneshot::Sender<Result<Option<FetchedLog>, StorageError>>,
     },
     Shutdown {
         done: Done,
@@ -139,7 +168,19 @@ impl Writer {
                 Ok(())
             }),
             Operation::Truncate { from, done } => self.answer(done, |writer| writer.truncate(from)),
-            Operation::Purge { upto, done } => self.answer(done, |writer| writer.purge(upto)),
+            Operation::Purge { upto, purge, done } => self.answer(done, |writer| writer.purge(upto, purge)),
+            Operation::Trim { start, done } => self.answer(done, |writer| writer.trim(start)),
+            Operation::Adopt { fetched, adopted } => {
+                let mut took = false;
+                let result = self.attempt(|writer| {
+                    took = writer.adopt(&fetched)?;
+                    Ok(())
+                });
+                let told = result.clone().map(|()| (!took).then_some(fetched));
+                // Whoever fetched it may be gone; what was adopted stays.
+                let _ = adopted.send(told.map_err(|cause| StorageError::Stopped { cause }));
+                result
+            }
             Operation::Shutdown { .. } => unreachable!("the loop takes it out"),
         }
     }
@@ -256,6 +297,7 @@ impl Writer {
             self.last = None;
             return Ok(());
         };
+        self.shared.databases.forget_places(newest)?;
         let database = self.shared.databases.get(newest)?;
         database.truncate(from)?;
         self.current_bytes = database.file_bytes()?;
@@ -263,11 +305,52 @@ impl Writer {
         Ok(())
     }
 
-    /// First it is recorded, then the databases that hold nothing else are removed, oldest first.
-    fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
-        self.meta.save_purged(upto, self.tail_record())?;
+    /// What Raft does not need stays as history, if it leads up to the log that is left.
+    fn purge(&mut self, upto: LogId, purge: Purge) -> Result<(), StorageError> {
+        let begins = self.shared.tail.indexes(Reads::History).start;
+        let history = match purge {
+            Purge::Kept => self.meta.history.unwrap_or(HistoryStart::of_log(begins)),
+            Purge::Cut => HistoryStart::of_log(upto.index + 1),
+        };
+        self.meta.save_purged(upto, history, self.tail_record())?;
+        self.shared.set_history_start(self.meta.history);
         self.step(Step::PurgeRecorded)?;
-        for first in self.shared.databases.ending_at_or_before(upto.index, self.last) {
+        match purge {
+            Purge::Kept => Ok(()),
+            Purge::Cut => self.remove_before(upto.index + 1),
+        }
+    }
+
+    fn trim(&mut self, start: HistoryStart) -> Result<(), StorageError> {
+        self.meta.save_history(start, self.tail_record())?;
+        self.shared.set_history_start(self.meta.history);
+        self.step(Step::TrimRecorded)?;
+        self.remove_before(start.index)
+    }
+
+    /// Takes fetched databases over if they still end where the history begins: first they get their places, the newest
+    /// first, then it is recorded that they count. After a crash in between they are removed as if purged.
+    fn adopt(&mut self, fetched: &FetchedLog) -> Result<bool, StorageError> {
+        let (begins, oldest) =
+            (self.shared.tail.indexes(Reads::History).start, self.shared.databases.oldest());
+        if fetched.end() != begins || oldest.is_some_and(|oldest| oldest != begins) {
+            return Ok(false);
+        }
+        self.shared.databases.take_over(fetched.databases())?;
+        self.step(Step::FetchedMoved)?;
+        self.meta.save_history(fetched.start(), self.tail_record())?;
+        if oldest.is_none() {
+            self.last = begins.checked_sub(1);
+        }
+        self.shared.set_history_start(self.meta.history);
+        self.shared.tail.adopt(fetched.start().index);
+        Ok(true)
+    }
+
+    /// It is recorded that they are not needed: the databases that hold nothing else are removed, oldest first.
+    fn remove_before(&mut self, index: u64) -> Result<(), StorageError> {
+        let Some(upto) = index.checked_sub(1) else { return Ok(()) };
+        for first in self.shared.databases.ending_at_or_before(upto, self.last) {
             if self.current.as_ref().is_some_and(|current| current.first() == first) {
                 self.current = None;
             }
@@ -344,8 +427,12 @@ fn refuse(queue: &mut mpsc::Receiver<Operation>, mut waiting: VecDeque<Operation
             Operation::SaveVote { done, .. }
             | Operation::Truncate { done, .. }
             | Operation::Purge { done, .. }
+            | Operation::Trim { done, .. }
             | Operation::Shutdown { done } => {
                 let _ = done.send(Err(StorageError::Stopped { cause: cause.to_owned() }));
+            }
+            Operation::Adopt { adopted, .. } => {
+                let _ = adopted.send(Err(StorageError::Stopped { cause: cause.to_owned() }));
             }
         }
     }

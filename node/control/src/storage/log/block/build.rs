@@ -6,7 +6,7 @@ use sandkeeper_statemachine::Entry as CoreEntry;
 
 use super::{
     CRC, ENTRY_HEADER_BYTES, FORMAT_VERSION, HAS_BASE_REVISION, HAS_COMMITTED, HEADER_BYTES, Header, Kind,
-    MAGIC, MAX_BODY_BYTES, MAX_ENTRY_BYTES, checksum, head_key,
+    MAGIC, MAX_BODY_BYTES, MAX_ENTRY_BYTES, checksum, key_of,
 };
 use crate::raft::types::{LogEntry, LogId};
 use crate::storage::StorageError;
@@ -21,11 +21,7 @@ pub(in super::super) struct EncodedBlock {
 
 impl EncodedBlock {
     pub(in super::super) fn key(&self) -> Vec<u8> {
-        let mut key = head_key(self.first).to_vec();
-        if self.part > 0 {
-            key.put_u16(self.part);
-        }
-        key
+        key_of(self.first, self.part)
     }
 }
 
@@ -125,7 +121,7 @@ fn encode_entry(entry: &LogEntry, out: &mut Vec<u8>) -> Option<u64> {
         EntryPayload::Normal(data) => {
             out.put_u8(1);
             out.extend_from_slice(data.bytes());
-            CoreEntry::peek_base_revision(data.bytes())
+            CoreEntry::peek(data.bytes()).map(|head| head.base_revision)
         }
         EntryPayload::Membership(membership) => {
             out.put_u8(2);

@@ -160,9 +160,10 @@ async fn a_crash_in_a_truncation_leaves_no_hole() {
 #[tokio::test]
 async fn a_crash_in_a_purge_is_made_good_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
-    let mut store = LogStore::open(dir.path(), failing_at(Step::PurgeRecorded, 1)).unwrap();
+    let mut store = LogStore::open(dir.path(), failing_at(Step::TrimRecorded, 1)).unwrap();
     fill(&mut store).await;
-    store.purge(log_id(1, 30)).await.unwrap_err();
+    store.purge(log_id(1, 30)).await.unwrap();
+    store.trim_history(start(31)).await.unwrap_err();
     let crashed = tempfile::tempdir().unwrap();
     copy(dir.path(), crashed.path());
     let before = databases(crashed.path());

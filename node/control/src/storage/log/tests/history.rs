@@ -36,7 +36,7 @@ async fn what_is_purged_is_told_with_the_oldest_that_is_left() {
     for index in 0..50 {
         append(&mut store, [entry(1, index, 300)]).await;
     }
-    store.purge(log_id(1, 19)).await.unwrap();
+    purge_all(&mut store, log_id(1, 19)).await;
     let mut reader = store.reader();
     let refused = reader.entries_from(19, 100).await.unwrap_err();
     assert!(matches!(refused, HistoryError::Purged { oldest: 20 }), "{refused}");
@@ -86,7 +86,7 @@ async fn a_revision_is_found_by_the_headers_of_blocks() {
         let holder = bases.iter().rev().find(|(_, base)| *base <= revision).unwrap().0;
         assert_eq!(reader.index_of_revision(revision).await.unwrap(), holder, "revision {revision}");
     }
-    store.purge(log_id(1, 20)).await.unwrap();
+    purge_all(&mut store, log_id(1, 20)).await;
     let late = reader.index_of_revision(0).await.unwrap_err();
     assert!(matches!(late, HistoryError::Purged { oldest: 21 }), "{late}");
     assert_eq!(reader.index_of_revision(base).await.unwrap(), 38);
@@ -125,7 +125,7 @@ async fn a_read_is_never_of_two_moments() {
         last = keep + 11;
         if round % 5 == 0 {
             let entries = all(&store).await;
-            store.purge(entries[4].log_id).await.unwrap();
+            purge_all(&mut store, entries[4].log_id).await;
         }
     }
     store.shutdown().await.unwrap();
@@ -158,4 +158,72 @@ async fn a_sealed_database_is_closed_until_it_is_read() {
     }
     assert_eq!(store.reader().entries_from(0, 1).await.unwrap(), [entry(1, 0, 300)]);
     assert_eq!(open_databases(dir.path()), [sealed[0].clone(), newest]);
+}
+
+/// Finds the places of all sealed databases.
+async fn find_places(store: &LogStore) {
+    while store.reader().find_places().await.unwrap() {}
+}
+
+fn has_places(dir: &Path) -> Vec<String> {
+    databases(dir).into_iter().filter(|name| dir.join(name).join("places").exists()).collect()
+}
+
+#[tokio::test]
+async fn a_sealed_database_with_places_is_read_without_opening_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    let size = |index: u64| if index == 23 { 70_000 } else { 300 };
+    for index in 0..50 {
+        append(&mut store, [entry(1, index, size(index))]).await;
+    }
+    find_places(&store).await;
+    assert_eq!(has_places(dir.path()), Vec::<String>::new(), "nothing is committed");
+    store.save_committed(Some(log_id(1, 40))).await.unwrap();
+    find_places(&store).await;
+    let sealed = databases(dir.path());
+    let found = has_places(dir.path());
+    assert!(found.len() > 3 && sealed.starts_with(&found), "{found:?} of {sealed:?}");
+    store.shutdown().await.unwrap();
+
+    let mut store = open(dir.path());
+    let newest = sealed.last().cloned().unwrap();
+    let end = sealed[found.len()].trim_start_matches("log-").parse::<u64>().unwrap();
+    for index in 0..end {
+        assert!(store.reader().entries_from(index, 1).await.unwrap() == [entry(1, index, size(index))]);
+    }
+    assert_eq!(open_databases(dir.path()), [newest]);
+    assert!(all(&store).await == (0..50).map(|index| entry(1, index, size(index))).collect::<Vec<_>>());
+    // What is cut off is not found where it was.
+    store.truncate_after(Some(log_id(1, 2))).await.unwrap();
+    append(&mut store, (3..30).map(|index| entry(2, index, 200))).await;
+    assert_eq!(has_places(dir.path()), Vec::<String>::new());
+    assert_eq!(store.reader().entries_from(3, 1).await.unwrap(), [entry(2, 3, 200)]);
+}
+
+/// Wherever the places are wrong, the blocks are read all the same, and the places found again.
+#[tokio::test]
+async fn wrong_places_are_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    for index in 0..30 {
+        append(&mut store, [entry(1, index, 300)]).await;
+    }
+    store.save_committed(Some(log_id(1, 29))).await.unwrap();
+    find_places(&store).await;
+    let places = dir.path().join(&databases(dir.path())[0]).join("places");
+    let sound = fs::read(&places).unwrap();
+    for at in 0..sound.len() {
+        let mut bytes = sound.clone();
+        bytes[at] ^= 1;
+        fs::write(&places, bytes).unwrap();
+        for index in 0..5 {
+            let read = store.reader().entries_from(index, 1).await.unwrap();
+            assert!(read == [entry(1, index, 300)], "entry {index} with byte {at} changed");
+        }
+    }
+    fs::write(&places, &sound[..sound.len() / 2]).unwrap();
+    assert_eq!(indexes(&history(&store).await), (0..30).collect::<Vec<_>>());
+    find_places(&store).await;
+    assert!(places.exists());
 }

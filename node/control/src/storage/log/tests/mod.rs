@@ -3,6 +3,7 @@
 mod conformance;
 mod corruption;
 mod faults;
+mod fetched;
 mod history;
 mod model;
 mod power_cut;
@@ -20,8 +21,8 @@ use openraft::{EntryPayload, Membership, RaftLogReader as _, Vote};
 
 use super::block::log_id;
 use super::options::{Hooks, Step};
-use super::{LogOptions, LogStore};
-use crate::raft::types::{EntryData, LogEntry, Member, TypeConfig};
+use super::{HistoryStart, LogOptions, LogStore};
+use crate::raft::types::{EntryData, LogEntry, LogId, Member, TypeConfig};
 
 /// Databases of a few entries, and hardly anything in memory.
 fn small() -> LogOptions {
@@ -104,8 +105,31 @@ async fn start_append<T: IntoIterator<Item = LogEntry>>(
     }
 }
 
+/// Where a history begins of which nothing before `index` is kept.
+fn start(index: u64) -> HistoryStart {
+    HistoryStart { index, before: Some((index, [7; 32])) }
+}
+
+/// Purges, and keeps nothing of it as history.
+async fn purge_all(store: &mut LogStore, upto: LogId) {
+    store.purge(upto).await.unwrap();
+    store.trim_history(start(upto.index + 1)).await.unwrap();
+}
+
 async fn all(store: &LogStore) -> Vec<LogEntry> {
     store.reader().try_get_log_entries(..).await.unwrap()
+}
+
+/// All that is kept for readers of the history.
+async fn history(store: &LogStore) -> Vec<LogEntry> {
+    let (reader, mut kept) = (store.reader(), Vec::new());
+    let mut next = reader.first_index();
+    loop {
+        let entries = reader.entries_from(next, 5_000).await.unwrap();
+        let Some(last) = entries.last() else { return kept };
+        next = last.log_id.index + 1;
+        kept.extend(entries);
+    }
 }
 
 fn indexes(entries: &[LogEntry]) -> Vec<u64> {

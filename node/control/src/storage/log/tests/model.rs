@@ -14,6 +14,8 @@ enum Act {
     Truncate(u8),
     /// Purges this share of them, in 1/200: more than 200 goes beyond the end.
     Purge(u8),
+    /// Keeps no history before this share of what is purged, in 1/256.
+    Trim(u8),
     Vote,
     Reopen,
     Read {
@@ -29,6 +31,7 @@ fn act() -> impl Strategy<Value = Act> {
             .prop_map(|(sizes, wait)| Act::Append { sizes, wait }),
         2 => any::<u8>().prop_map(Act::Truncate),
         2 => any::<u8>().prop_map(Act::Purge),
+        1 => any::<u8>().prop_map(Act::Trim),
         1 => Just(Act::Vote),
         2 => Just(Act::Reopen),
         3 => (any::<u8>(), any::<u8>()).prop_map(|(from, length)| Act::Read { from, length }),
@@ -38,7 +41,9 @@ fn act() -> impl Strategy<Value = Act> {
 #[derive(Default)]
 struct Model {
     entries: Vec<LogEntry>,
-    purged: Option<crate::raft::types::LogId>,
+    /// What is purged, and kept.
+    history: Vec<LogEntry>,
+    purged: Option<LogId>,
     term: u64,
     voted: Option<u64>,
 }
@@ -55,6 +60,8 @@ async fn check(store: &mut LogStore, model: &Model) {
     assert_eq!(state.last_purged_log_id, model.purged);
     assert_eq!(state.last_log_id, model.entries.last().map(|entry| entry.log_id).or(model.purged));
     assert!(all(store).await == model.entries, "the same entries");
+    let kept = history(store).await;
+    assert!(kept == [&model.history[..], &model.entries[..]].concat(), "the same history");
     assert_eq!(store.reader().read_vote().await.unwrap(), model.voted.map(vote));
 }
 
@@ -82,9 +89,20 @@ async fn perform(store: &mut LogStore, model: &mut Model, act: Act, dir: &Path) 
                 Some(entry) => entry.log_id,
                 None => log_id(model.term, model.next() + count as u64),
             };
-            model.entries.retain(|entry| entry.log_id.index > upto.index);
+            let beyond = upto.index >= model.next();
+            let kept = model.entries.partition_point(|entry| entry.log_id.index <= upto.index);
+            model.history.extend(model.entries.drain(..kept));
+            if beyond {
+                model.history.clear();
+            }
             model.purged = Some(upto);
             store.purge(upto).await.unwrap();
+        }
+        Act::Trim(share) => {
+            model.history.drain(..model.history.len() * usize::from(share) / 256);
+            let next = model.purged.map_or(0, |purged| purged.index + 1);
+            let index = model.history.first().map_or(next, |entry| entry.log_id.index);
+            store.trim_history(start(index)).await.unwrap();
         }
         Act::Vote => {
             model.voted = Some(model.term);

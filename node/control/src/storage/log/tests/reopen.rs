@@ -136,6 +136,10 @@ async fn a_purge_removes_whole_databases_and_hides_the_rest() {
     }
     let before = databases(dir.path()).len();
     store.purge(log_id(1, 49)).await.unwrap();
+    assert_eq!(databases(dir.path()).len(), before, "what Raft does not need stays as history");
+    assert_eq!(indexes(&history(&store).await), (0..60).collect::<Vec<_>>());
+    assert_eq!(indexes(&all(&store).await), (50..60).collect::<Vec<_>>());
+    store.trim_history(start(50)).await.unwrap();
     assert_eq!(indexes(&all(&store).await), (50..60).collect::<Vec<_>>());
     let after = databases(dir.path()).len();
     assert!(after <= before / 4, "{after} of {before} databases are left");
