@@ -96,6 +96,7 @@ impl Fault {
 }
 
 /// An agent that is down.
+#[derive(Debug)]
 struct Down {
     agent: usize,
     fault: Fault,
@@ -226,7 +227,7 @@ impl Campaign {
             let (down, back) = (self.down.len(), self.recovered_after.len());
             self.bar.set_message(format!("{down} agents are down, {back} sandboxes were recovered"));
             if moved.elapsed() > STUCK {
-                bail!("nothing moves any more: {sandboxes:#?}");
+                bail!("nothing moves any more: down are {:#?}, and there are {sandboxes:#?}", self.down);
             }
         }
         self.report(args)

@@ -130,7 +130,7 @@ impl Draft {
             )));
         }
         if !agent.recovery_resumed {
-            let reason = "no heartbeat; its sandboxes are given up";
+            let reason = "no heartbeat; its recovery was resumed";
             self.push_agent(cause, id, EventKind::AgentRecoveryResumed, reason);
         }
         self.answer_agent(id)

@@ -11,8 +11,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Agents that have a turn at once. A turn is one command to the decider and one inventory, some milliseconds each; so many
 /// fill a batch of the decider, and more would only stand in its queue before callers' commands.
 pub(crate) const TURNS: usize = 64;
-/// The most agents that wait for a turn before more are sent away for a while: as many as the largest fleet that is measured,
-/// twice. Each costs a session with its buffers.
+/// The most agents that wait for a turn before more are sent away for a while: each costs a session with its buffers, and
+/// who would wait for more than some seconds is better told when to come back.
 pub(crate) const MAX_WAITING: usize = 20_000;
 /// A turn that takes longer is over: the agent does not answer, and others wait.
 pub(crate) const LONGEST_TURN: Duration = Duration::from_secs(2);

@@ -202,7 +202,7 @@ async fn recover(
 fn status(agent: &v1::Agent) -> String {
     let status = agent.status().as_str_name().trim_start_matches("AGENT_STATUS_");
     let cordoned = if agent.cordoned { ",CORDONED" } else { "" };
-    let paused = if agent.recovery_paused { ",RECOVERY PAUSED" } else { "" };
+    let paused = if agent.recovery_paused { ",RECOVERY-PAUSED" } else { "" };
     format!("{status}{cordoned}{paused}")
 }
 
@@ -286,6 +286,6 @@ mod tests {
             ..agent
         };
         let told = details(&lost);
-        assert!(told.contains("LOST,RECOVERY PAUSED") && told.contains("2023-11-14 22:13:20"), "{told}");
+        assert!(told.contains("LOST,RECOVERY-PAUSED") && told.contains("2023-11-14 22:13:20"), "{told}");
     }
 }
