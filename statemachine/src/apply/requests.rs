@@ -40,7 +40,9 @@ impl State {
     fn came_of(&self, event: &Event, time: Timestamp) -> RequestResult {
         let header = &event.header;
         match (&event.kind, &header.subject.sandbox) {
-            (EventKind::BatchCreated { sandboxes }, _) => RequestResult::Batch(self.batch_of(sandboxes)),
+            (EventKind::BatchCreated { sandboxes }, _) => {
+                RequestResult::Batch(Box::new(self.batch_of(sandboxes)))
+            }
             (EventKind::AgentRemoved { released }, _) => {
                 RequestResult::AgentRemoved { agent: subject_agent(header).clone(), released: *released }
             }
@@ -57,7 +59,7 @@ impl State {
     }
 
     /// The batch that these sandboxes, just made, are.
-    fn batch_of(&self, ids: &[SandboxId]) -> Box<RememberedBatch> {
+    fn batch_of(&self, ids: &[SandboxId]) -> RememberedBatch {
         let record = |id: &SandboxId| {
             let found = self.sandboxes.get(id);
             found.unwrap_or_else(|| {
@@ -71,7 +73,7 @@ impl State {
             name: sandbox.spec.name.name.clone(),
             created: sandbox.created,
         });
-        Box::new(RememberedBatch::new(revision, sandboxes.collect()))
+        RememberedBatch::new(revision, sandboxes.collect())
     }
 
     fn remember_answer(

@@ -80,14 +80,13 @@ impl Follower {
     }
 }
 
-fn memory(number: u64, acknowledged_below: u64) -> Option<RequestMemory> {
+fn memory(number: u64, acknowledged_below: u64) -> RequestMemory {
     let digest = u128::from(number).to_be_bytes();
-    Some(RequestMemory { namespace: Some(label("team-a")), digest, retention: SECOND, acknowledged_below })
+    RequestMemory { namespace: Some(label("team-a")), digest, retention: SECOND, acknowledged_below }
 }
 
 #[test]
 #[ignore = "prints how much memory records take; some seconds and some hundred megabytes"]
-#[expect(clippy::print_stdout, reason = "it prints")]
 fn memory_per_record() {
     #[expect(clippy::disallowed_methods, reason = "how many is asked for")]
     let count: u64 = std::env::var("SANDKEEPER_RECORDS").map_or(100_000, |text| text.parse().unwrap());
@@ -108,10 +107,10 @@ fn memory_per_record() {
         follower.create(number, uuid(number), None);
     });
     let unary = measure("a sandbox, and the request that made it", &|follower, number| {
-        follower.create(number, uuid(number), memory(number, 0));
+        follower.create(number, uuid(number), Some(memory(number, 0)));
     });
     let alone = measure("a remembered request whose sandbox is gone", &|follower, number| {
-        let subject = follower.create(number, uuid(number), memory(number, 0));
+        let subject = follower.create(number, uuid(number), Some(memory(number, 0)));
         follower.end(subject);
     });
     let client = |number: u64| Uuid::from_u128(u128::from(number / STREAM_WINDOW));
@@ -127,11 +126,11 @@ fn memory_per_record() {
     };
     let streamed = measure("a sandbox of a stream, not acknowledged", &|follower, number| {
         let id = open(follower, number);
-        follower.create(number, id, memory(number, 1));
+        follower.create(number, id, Some(memory(number, 1)));
     });
     let acknowledged = measure("a sandbox of a stream, acknowledged", &|follower, number| {
         let id = open(follower, number);
-        follower.create(number, id, memory(number, number % STREAM_WINDOW + 1));
+        follower.create(number, id, Some(memory(number, number % STREAM_WINDOW + 1)));
     });
     println!("so a remembered request takes {} bytes beside its sandbox, {alone} without;", unary - bare);
     println!("an answer in a stream {} while it is not acknowledged,", streamed.saturating_sub(bare));

@@ -1,7 +1,7 @@
 //! `BatchCreateSandboxes`: all or nothing.
 
 use sandkeeper_proto::v1;
-use sandkeeper_statemachine::{Outcome, SandboxName};
+use sandkeeper_statemachine::{BatchSandbox, Outcome, SandboxName};
 use tonic::Status;
 
 use super::Api;
@@ -28,12 +28,12 @@ impl Api {
         let replica = self.parts().raft.replica();
         let reached = self.unless_stopped(replica.wait_revision(at, call.deadline)).await?;
         let view = reached.map_err(|error| wait(error, at))?;
-        let tell = |one: &sandkeeper_statemachine::BatchSandbox| match view.state.sandbox(&one.id) {
-            Some(sandbox) => convert::sandbox(sandbox, &view.state),
-            None => {
-                let name = SandboxName { namespace: namespace.clone(), name: one.name.clone() };
-                convert::gone_named(&one.id, &name, one.created)
+        let tell = |one: &BatchSandbox| {
+            if let Some(sandbox) = view.state.sandbox(&one.id) {
+                return convert::sandbox(sandbox, &view.state);
             }
+            let name = SandboxName { namespace: namespace.clone(), name: one.name.clone() };
+            convert::gone_named(&one.id, &name, one.created)
         };
         Ok(v1::BatchCreateSandboxesResponse {
             header: Some(self.header_written(view.revision())),
