@@ -8,7 +8,6 @@ use cluster_tests::{Cluster, ClusterOptions, LONG, by_id, eventually, scrape, sh
 use sandkeeper_client::{Client, v1};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_stream::StreamExt;
 
 /// Sandboxes come and go through whichever nodes there are, until it is told to stop.
 struct Load {
