@@ -24,6 +24,7 @@ use crate::history::{History, HistoryError};
 use crate::raft::RaftNode;
 use crate::raft::history::OtherNodes;
 use crate::raft::peer_service::EventFinder;
+use crate::raft::peers::reason;
 
 /// Events of a list, if the caller does not say.
 pub const DEFAULT_LIMIT: u32 = 1_000;
@@ -221,7 +222,9 @@ async fn elsewhere(
     deadline: Instant,
 ) -> Result<FindEventsResponse, HistoryError> {
     let asked = others.all().into_iter().map(|(id, member)| async move {
-        let answer = async { others.client(id, &member)?.find_events(request.clone()).await.map_err(reason) };
+        let answer = async {
+            others.client(id, &member)?.find_events(request.clone()).await.map_err(|status| reason(&status))
+        };
         let answer =
             timeout_at(deadline, answer).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         answer.map(tonic::Response::into_inner).map_err(|why| format!("{}: {why}", member.name))
@@ -238,14 +241,10 @@ async fn elsewhere(
             Err(why) => silent.push(why),
         }
     }
-    match others.nowhere(best.oldest_revision, silent) {
+    match others.nowhere(best.oldest_revision, &silent) {
         not_yet @ HistoryError::NotYet { .. } if best.events.is_empty() => Err(not_yet),
         _ => Ok(best),
     }
-}
-
-fn reason(status: Status) -> String {
-    crate::raft::peers::reason(&status)
 }
 
 #[cfg(test)]

@@ -73,16 +73,15 @@ impl<'a> Search<'a> {
             if Instant::now() >= self.deadline {
                 return Ok(Ended::More);
             }
-            let looked = match self.lookup(end).await? {
-                Some(places) => self.take(&places, oldest, sink).await,
-                None => {
-                    let start =
-                        end.saturating_sub(WINDOW - 1).max(self.index.covered_before(end) + 1).max(oldest);
-                    if permit.is_none() && !self.history.remembers(start) {
-                        permit = Some(self.permit().await?);
-                    }
-                    self.look_through(start, end, sink).await
+            let looked = if let Some(places) = self.lookup(end).await? {
+                self.take(&places, oldest, sink).await
+            } else {
+                let start =
+                    end.saturating_sub(WINDOW - 1).max(self.index.covered_before(end) + 1).max(oldest);
+                if permit.is_none() && !self.history.remembers(start) {
+                    permit = Some(self.permit().await?);
                 }
+                self.look_through(start, end, sink).await
             };
             end = match looked {
                 Ok(start) => start - 1,

@@ -300,7 +300,7 @@ impl PeerService for PeerApi {
     }
 
     async fn history_start(&self, request: Request<HistoryStartRequest>) -> Answer<HistoryStartResponse> {
-        self.node.history_start(request.get_ref()).map(Response::new)
+        self.node.history_start(request.into_inner()).map(Response::new)
     }
 
     async fn history_entries(

@@ -40,14 +40,13 @@ pub(crate) async fn run(history: History, index: SubjectIndex) -> Result<(), Sto
             fill(&history, &index, from, to).await
         };
         match done {
-            Ok(()) => {}
             Err(Stop::Disk(fault)) => return Err(fault),
             Err(Stop::History(HistoryError::Fault(why))) => {
                 tracing::error!(%why, "the index can't be built: the history can't be read");
                 sleep(IDLE).await;
             }
             // It was purged meanwhile.
-            Err(Stop::History(_)) => {}
+            Ok(()) | Err(Stop::History(_)) => {}
         }
     }
 }

@@ -60,7 +60,7 @@ impl OtherNodes {
     }
 
     /// What no peer has is compacted; while this node still fetches, a peer that does not answer may have it.
-    pub(crate) fn nowhere(&self, oldest: Revision, silent: Vec<String>) -> HistoryError {
+    pub(crate) fn nowhere(&self, oldest: Revision, silent: &[String]) -> HistoryError {
         if silent.is_empty() || !self.is_cut() {
             HistoryError::Compacted { oldest }
         } else {
@@ -122,7 +122,7 @@ impl Elsewhere for OtherNodes {
                     Err(why) => silent.push(format!("{}: {why}", member.name)),
                 }
             }
-            Err(self.nowhere(oldest, silent))
+            Err(self.nowhere(oldest, &silent))
         })
     }
 }

@@ -26,7 +26,7 @@ impl RaftNode {
     /// From where on a peer could fetch what it lacks.
     pub(in crate::raft) fn history_start(
         &self,
-        request: &HistoryStartRequest,
+        request: HistoryStartRequest,
     ) -> Result<HistoryStartResponse, Status> {
         let position = self.history().position_for(request.wanted_index);
         let position = position.ok_or_else(|| Status::out_of_range("this node has no history yet"))?;

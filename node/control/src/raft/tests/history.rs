@@ -30,7 +30,7 @@ async fn revisions(node: &RaftNode, from: u64) -> Result<Vec<u64>, HistoryError>
 struct Away {
     sites: Vec<Site>,
     nodes: Vec<Running>,
-    away: usize,
+    absent: usize,
     written: u64,
 }
 
@@ -45,7 +45,7 @@ async fn away() -> Away {
         snapshot_and_purge(node).await;
         assert_eq!(node.node.history().oldest_revision(), 1, "it is purged, and kept as history");
     }
-    Away { sites, nodes, away, written }
+    Away { sites, nodes, absent: away, written }
 }
 
 async fn has_fetched(node: &RaftNode) {
@@ -55,7 +55,7 @@ async fn has_fetched(node: &RaftNode) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_came_by_snapshot_has_all_the_history_at_once_and_by_itself_soon() {
-    let Away { sites, mut nodes, away, written } = away().await;
+    let Away { sites, mut nodes, absent: away, written } = away().await;
     nodes.insert(away, sites[away].start().await);
     nodes[away].reaches(written).await;
     let all: Vec<_> = (1..=written).collect();
@@ -78,7 +78,7 @@ async fn a_node_that_came_by_snapshot_has_all_the_history_at_once_and_by_itself_
     assert_eq!(alone.node.history().oldest_revision(), 1);
     assert_eq!(revisions(&alone.node, 1).await.unwrap(), (1..=reached).collect::<Vec<_>>());
     // And it gives it to others.
-    let start = alone.node.history_start(&HistoryStartRequest { wanted_index: 300 }).unwrap();
+    let start = alone.node.history_start(HistoryStartRequest { wanted_index: 300 }).unwrap();
     assert_eq!(start.index, 256);
     let request = HistoryEntriesRequest { from_index: 0, before_index: u64::MAX };
     assert!(!alone.node.history_entries(&request).await.unwrap().entries.is_empty());
@@ -104,7 +104,7 @@ fn tamper(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn history_that_does_not_lead_to_the_own_state_is_thrown_away_and_another_peer_asked() {
-    let Away { sites, mut nodes, away, written } = away().await;
+    let Away { sites, mut nodes, absent: away, written } = away().await;
     // Whoever is asked first gives one entry with another reason in it, and the other one the truth.
     let liar = Mutex::new(None);
     tamper(&nodes, move |number, _, entries| {
@@ -134,7 +134,7 @@ async fn history_that_does_not_lead_to_the_own_state_is_thrown_away_and_another_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_fails_in_the_middle_is_left_for_another_which_goes_on() {
-    let Away { sites, mut nodes, away, written } = away().await;
+    let Away { sites, mut nodes, absent: away, written } = away().await;
     let served = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&served);
     // Whoever is asked first fails after two answers, for good.
@@ -163,7 +163,7 @@ async fn a_peer_that_fails_in_the_middle_is_left_for_another_which_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_to_keep_less_fetches_no_more_and_asks_no_more() {
-    let Away { mut sites, mut nodes, away, written } = away().await;
+    let Away { mut sites, mut nodes, absent: away, written } = away().await;
     sites[away].config.history_retain_entries = 300;
     nodes.insert(away, sites[away].start().await);
     nodes[away].reaches(written).await;
@@ -193,7 +193,7 @@ async fn a_node_that_is_to_keep_less_fetches_no_more_and_asks_no_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_nobody_answers_who_may_have_it_the_history_is_not_called_gone() {
-    let Away { sites, mut nodes, away, written } = away().await;
+    let Away { sites, mut nodes, absent: away, written } = away().await;
     tamper(&nodes, |_, _, _| Err(Status::unavailable("not now")));
     nodes.insert(away, sites[away].start().await);
     nodes[away].reaches(written).await;
@@ -212,7 +212,7 @@ async fn while_nobody_answers_who_may_have_it_the_history_is_not_called_gone() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_every_node_was_replaced_all_have_all_of_the_history() {
-    let Away { mut sites, mut nodes, away, .. } = away().await;
+    let Away { mut sites, mut nodes, absent: away, .. } = away().await;
     sites.remove(away);
     let recorded = nodes[0].node.history().read(1, usize::MAX).await.unwrap();
     for round in 0..4 {

@@ -129,7 +129,7 @@ fn write(dir: &Path, places: &[Place]) -> Result<(), StorageError> {
 
 /// The places of one database, open for reading.
 pub(super) struct Places {
-    places: File,
+    records: File,
     data: File,
     count: u64,
 }
@@ -142,7 +142,7 @@ impl Places {
         let mut magic = [0; MAGIC.len()];
         places.read_exact_at(&mut magic, 0).ok()?;
         let count = (places.metadata().ok()?.len() - MAGIC.len() as u64) / RECORD_BYTES as u64;
-        (magic == MAGIC).then_some(Self { places, data, count })
+        (magic == MAGIC).then_some(Self { records: places, data, count })
     }
 
     /// Reads what is wanted, as far as the places lead; what is not found here is read through sled.
@@ -197,7 +197,7 @@ impl Places {
 
     fn place(&self, at: u64) -> io::Result<Place> {
         let mut record = [0; RECORD_BYTES];
-        self.places.read_exact_at(&mut record, MAGIC.len() as u64 + at * RECORD_BYTES as u64)?;
+        self.records.read_exact_at(&mut record, MAGIC.len() as u64 + at * RECORD_BYTES as u64)?;
         let u64_at = |at: usize| record[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
         Ok(Place {
             first: u64_at(0),

@@ -88,7 +88,7 @@ impl LogStore {
             return Err(self.gone());
         };
         let (adopted, outcome) = oneshot::channel();
-        place.send(Operation::Adopt { fetched, adopted });
+        place.send(Operation::Adopt { fetched: Box::new(fetched), adopted });
         outcome.await.unwrap_or_else(|_| Err(self.gone()))
     }
 

@@ -105,7 +105,7 @@ pub(super) enum Operation {
     },
     /// Makes fetched entries the beginning of the history.
     Adopt {
-        fetched: FetchedLog,
+        fetched: Box<FetchedLog>,
         /// They come back if they can't be taken.
         adopted: oneshot::Sender<Result<Option<FetchedLog>, StorageError>>,
     },
@@ -176,7 +176,7 @@ impl Writer {
                     took = writer.adopt(&fetched)?;
                     Ok(())
                 });
-                let told = result.clone().map(|()| (!took).then_some(fetched));
+                let told = result.clone().map(|()| (!took).then_some(*fetched));
                 // Whoever fetched it may be gone; what was adopted stays.
                 let _ = adopted.send(told.map_err(|cause| StorageError::Stopped { cause }));
                 result
