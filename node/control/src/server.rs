@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::agents::{AgentGate, Sessions, Turns, members};
+use crate::api::convert::Retention;
 use crate::api::{self, Api};
 use crate::applier::{dispatch, losses};
 use crate::clock::{self, Clocks};
@@ -213,9 +214,19 @@ impl Parts {
         );
         tasks.spawn_on(losses, threads);
 
-        let (raft_node, counted) = (raft.clone(), Arc::clone(&metrics));
-        let api =
-            Api::new(config, raft_node, commands, sessions.clone(), counted, clocks, front.clone(), searcher);
+        let api = Api::new(api::Parts {
+            raft: raft.clone(),
+            clocks,
+            commands,
+            sessions: sessions.clone(),
+            metrics: Arc::clone(&metrics),
+            retention: Retention {
+                caller: config.request_retention,
+                server: config.server_request_retention,
+            },
+            searcher,
+            stop: front.clone(),
+        });
         let served = api::serve(listeners.api, api, gate, front.clone());
         let served = async move { served.await.map_err(|error| format!("serving clients failed: {error}")) };
         servers.spawn_on(served, threads);

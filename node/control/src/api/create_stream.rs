@@ -67,7 +67,7 @@ impl Api {
         let (answers, receiver) = mpsc::channel(ANSWERS);
         let (end, ended) = oneshot::channel();
         let (api, stop) = (self.clone(), parts.stop.clone());
-        parts.tasks.spawn(async move {
+        self.inner.tasks.spawn(async move {
             let served = stop.run_until_cancelled(serve(api, requests, actor, answers)).await;
             if let Err(status) = served.unwrap_or_else(|| Err(shutting_down())) {
                 // If the caller is gone there is nobody to tell.

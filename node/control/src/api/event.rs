@@ -33,7 +33,7 @@ impl EventService for Api {
         let filter = Filter::of_list(request.filter.as_ref()).map_err(|rejection| rejected(&rejection))?;
         let limit = list_limit(request.limit).map_err(|rejection| rejected(&rejection))?;
         let read = self.read(request.read, call.deadline).await?;
-        let found = self.inner.searcher.events(read.state.revision(), &filter, limit, call.deadline);
+        let found = self.inner.parts.searcher.events(read.state.revision(), &filter, limit, call.deadline);
         let found = self.unless_stopped(found).await?.map_err(|error| history_status(&error))?;
         let header = Some(self.header(&read));
         Ok(Response::new(v1::ListEventsResponse { header, events: found.events, truncated: found.truncated }))

@@ -59,7 +59,6 @@ pub use watch::MAX_WATCHERS;
 use crate::agents::Sessions;
 use crate::clock::Clocks;
 use crate::commands::Commands;
-use crate::config::Config;
 use crate::metrics::{CommandLabels, Metrics};
 use crate::raft::RaftNode;
 use convert::freshness;
@@ -80,21 +79,28 @@ struct Inner {
     pages: Pages,
     watchers: Arc<Semaphore>,
     create_streams: Arc<Semaphore>,
-    searcher: Searcher,
+    /// Owns the tasks of streams.
+    tasks: TaskTracker,
 }
 
 /// What the services are made of.
-struct Parts {
-    raft: RaftNode,
-    clocks: Clocks,
-    commands: Commands,
-    sessions: Sessions,
-    metrics: Arc<Metrics>,
-    retention: Retention,
+pub struct Parts {
+    /// Read from, and asked for members and leader.
+    pub raft: RaftNode,
+    /// The time of each term.
+    pub clocks: Clocks,
+    /// Where commands go.
+    pub commands: Commands,
+    /// The agents that are connected.
+    pub sessions: Sessions,
+    /// Commands and watchers are counted here.
+    pub metrics: Arc<Metrics>,
+    /// How long requests are remembered.
+    pub retention: Retention,
+    /// Finds events.
+    pub searcher: Searcher,
     /// Ends all streams and waits.
-    stop: CancellationToken,
-    /// Owns the tasks of streams.
-    tasks: TaskTracker,
+    pub stop: CancellationToken,
 }
 
 /// A state that a read is answered from.
@@ -104,29 +110,15 @@ pub(crate) struct Read {
 }
 
 impl Api {
-    /// The services of a node. `stop` ends all their streams and waits; commands and watchers are counted in `metrics`;
-    /// events are found by `searcher`.
-    pub fn new(
-        config: &Config,
-        raft: RaftNode,
-        commands: Commands,
-        sessions: Sessions,
-        metrics: Arc<Metrics>,
-        clocks: Clocks,
-        stop: CancellationToken,
-        searcher: Searcher,
-    ) -> Self {
-        let retention =
-            Retention { caller: config.request_retention, server: config.server_request_retention };
-        let tasks = TaskTracker::new();
-        let parts = Parts { raft, clocks, commands, sessions, metrics, retention, stop, tasks };
+    /// The services of a node.
+    pub fn new(parts: Parts) -> Self {
         let inner = Inner {
             parts,
             started: Instant::now(),
             pages: Pages::default(),
             watchers: Arc::new(Semaphore::new(MAX_WATCHERS)),
             create_streams: Arc::new(Semaphore::new(MAX_CREATE_STREAMS)),
-            searcher,
+            tasks: TaskTracker::new(),
         };
         Self { inner: Arc::new(inner) }
     }

@@ -41,7 +41,7 @@ pub async fn serve<A: AgentService>(
 ) -> io::Result<()> {
     let (reporter, health) = tonic_health::server::health_reporter();
     tell_all(&reporter, ServingStatus::NotServing).await;
-    let tasks = api.parts().tasks.clone();
+    let tasks = api.inner.tasks.clone();
     tasks.spawn(tell(api.parts().raft.clone(), reporter, stop.clone()));
     tasks.spawn(api.clone().sweep());
     let reflection = || {

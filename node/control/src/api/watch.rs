@@ -77,7 +77,7 @@ impl Api {
         let (end, ended) = oneshot::channel();
         let watcher = Watcher { node: self.node_name(), history, filter, next, messages };
         let (stop, metrics) = (parts.stop.clone(), Arc::clone(&parts.metrics));
-        parts.tasks.spawn(async move {
+        self.inner.tasks.spawn(async move {
             let why = stop.run_until_cancelled(watcher.run()).await.unwrap_or(End::Stopped);
             if matches!(why, End::Slow) {
                 metrics.watchers_cut_off.inc();
