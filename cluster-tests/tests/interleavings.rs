@@ -2,6 +2,8 @@
 //! tested where that can be had: in `node/control/src/decider/tests.rs`, `node/control/src/raft/tests/group.rs` and
 //! `node/agent/src/plan/tests.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
 use std::collections::BTreeMap;
 
 use cluster_tests::{Cluster, ClusterOptions, by_id, by_name, eventually, get, shell};

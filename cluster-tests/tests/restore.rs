@@ -1,5 +1,7 @@
 //! A backup, the loss of all control nodes, a restore, and the agents that run on meanwhile.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test reports")]
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -98,7 +100,7 @@ async fn what_an_older_backup_has_never_heard_of_runs_on_until_the_restore_is_co
     cluster.wait_ready().await;
     eventually("what the backup does not know is seen", || async {
         let found = unknown(&cluster).await;
-        if found == [later.sandbox_id.clone()] { Ok(()) } else { Err(format!("{found:?}")) }
+        if found == [later.sandbox_id.as_str()] { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
     cluster.wait_phase(&kept.sandbox_id, v1::Phase::Running).await;
@@ -110,7 +112,7 @@ async fn what_an_older_backup_has_never_heard_of_runs_on_until_the_restore_is_co
     let new = runs(&cluster, shell("new", "sleep 600")).await;
     // Longer than the grace period: only a longer wait could show more.
     tokio::time::sleep(GRACE * 3).await;
-    assert_eq!(unknown(&cluster).await, [later.sandbox_id.clone()]);
+    assert_eq!(unknown(&cluster).await, [later.sandbox_id.as_str()]);
     assert!(
         !children_of(&later.sandbox_id).is_empty(),
         "it must not be ended before the restore is confirmed"
