@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use sandkeeper_statemachine::{Event, EventKind, Revision, State};
+use sandkeeper_statemachine::{Event, EventKind, State};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::agents::Sessions;
-use crate::history::{History, HistoryError};
+use crate::history::History;
 use crate::raft::replica::Replica;
 
 /// How much history is read at once.
@@ -37,20 +37,26 @@ pub async fn run(history: History, replica: Replica, sessions: Sessions, stop: C
                 }
                 entries.last().map_or(at, crate::history::AppliedEntry::last_revision)
             }
-            Err(error) => wake_all(&error, replica.revision(), &sessions),
+            Err(error) => {
+                debug!(%error, "the applier's feed was cut: everything is looked at again");
+                wake_all(&sessions);
+                replica.revision()
+            }
         };
     }
 }
 
-fn wake_all(error: &HistoryError, revision: Revision, sessions: &Sessions) -> Revision {
-    debug!(%error, "the applier's feed was cut: everything is looked at again");
+fn wake_all(sessions: &Sessions) {
     for session in sessions.all() {
         session.dirty.mark_all();
     }
-    revision
 }
 
 fn wake(event: &Event, state: &State, sessions: &Sessions) {
+    if event.kind == EventKind::RestoreConfirmed {
+        // What was left alone until now is on whatever agent.
+        wake_all(sessions);
+    }
     let subject = &event.header.subject;
     let Some((id, _)) = &subject.sandbox else {
         if let Some(agent) = &subject.agent
