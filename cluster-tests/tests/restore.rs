@@ -130,6 +130,15 @@ async fn what_an_older_backup_has_never_heard_of_runs_on_until_the_restore_is_co
     }
     cluster.wait_identical().await;
     cluster.assert_nobody_diverged();
+    eventually("nobody waits for a history that is nowhere", || async {
+        let mut missing = Vec::new();
+        for index in 0..3 {
+            let status = cluster.client_of(&[index]).status().await.map_err(|error| error.to_string())?;
+            missing.push(status.history_missing_entries);
+        }
+        if missing == [0, 0, 0] { Ok(()) } else { Err(format!("{missing:?}")) }
+    })
+    .await;
     cluster.terminate_all().await;
 }
 

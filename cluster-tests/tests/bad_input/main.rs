@@ -227,6 +227,17 @@ async fn a_watch_from_before_what_is_kept_is_refused_with_the_oldest_revision() 
         cluster.start_node(index);
     }
     cluster.wait_ready().await;
+    // As long as one of them has it, the others read it there.
+    eventually("every node has let go of its oldest history", || async {
+        for index in cluster.running() {
+            let status = cluster.client_of(&[index]).status().await.map_err(|error| error.to_string())?;
+            if status.oldest_revision <= 1 {
+                return Err(format!("n{index} has all of it"));
+            }
+        }
+        Ok(())
+    })
+    .await;
     for index in cluster.running() {
         let node = cluster.raw(index);
         eventually("what it says is the oldest can be watched, and nothing older", || async {

@@ -36,8 +36,11 @@ const TELL: Duration = Duration::from_secs(2);
 /// Why nothing was fetched.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// No peer has more than this node, or none that answers.
-    NobodyHasMore,
+    /// No peer has more than this node, of those that answered.
+    NobodyHasMore {
+        /// All have answered.
+        certain: bool,
+    },
     /// The peers failed, or what came from these is not this node's history.
     Peers { why: String, distrusted: BTreeSet<NodeId> },
     /// This node's disk failed.
@@ -78,9 +81,9 @@ struct Collected {
 impl Fetch<'_> {
     /// Fetches and verifies. What comes back counts when it is adopted.
     pub(super) async fn run(&self) -> Result<(FetchedLog, Checkpoints), Failure> {
-        let sources = self.sources().await;
+        let (sources, certain) = self.sources().await;
         let Some(start) = sources.first().map(|source| source.start) else {
-            return Err(Failure::NobodyHasMore);
+            return Err(Failure::NobodyHasMore { certain });
         };
         tracing::info!(
             from = start.index,
@@ -108,22 +111,24 @@ impl Fetch<'_> {
         }
     }
 
-    /// The peers that have more than this node, with the position that each would begin at.
-    async fn sources(&self) -> Vec<Source> {
+    /// The peers that have more than this node, with the position that each would begin at; and whether all have answered.
+    async fn sources(&self) -> (Vec<Source>, bool) {
         let asked = self.others.all().into_iter().filter(|(id, _)| !self.distrusted.contains(id));
         let answers = asked.map(|(id, member)| async move {
             match self.start_of(id, &member).await {
-                Ok(start) if start.index < self.end => Some(Source { id, member, start }),
-                Ok(_) => None,
+                Ok(start) => Some(Source { id, member, start }),
                 Err(why) => {
                     tracing::debug!(peer = member.name, %why, "a peer does not say what history it has");
                     None
                 }
             }
         });
-        let mut sources: Vec<Source> = join_all(answers).await.into_iter().flatten().collect();
+        let answers = join_all(answers).await;
+        let all_answered = self.distrusted.is_empty() && answers.iter().all(Option::is_some);
+        let mut sources: Vec<Source> = answers.into_iter().flatten().collect();
+        sources.retain(|source| source.start.index < self.end);
         sources.sort_by_key(|source| source.start.index);
-        sources
+        (sources, all_answered)
     }
 
     async fn start_of(&self, id: NodeId, member: &Member) -> Result<Checkpoint, String> {

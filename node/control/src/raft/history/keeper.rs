@@ -74,6 +74,15 @@ pub(in crate::raft) struct Keeper {
     pub(in crate::raft) progress: Arc<Progress>,
 }
 
+/// What is known of the peers, from one attempt to the next.
+#[derive(Default)]
+struct Peers {
+    /// What they gave was not this node's history.
+    distrusted: BTreeSet<NodeId>,
+    /// All have answered that they have nothing before this log index either.
+    nobody_has_before: Option<u64>,
+}
+
 impl Keeper {
     /// Works until `cancel`.
     ///
@@ -81,12 +90,12 @@ impl Keeper {
     /// If this node's disk fails.
     pub(in crate::raft) async fn run(self, cancel: CancellationToken) -> Result<(), StorageError> {
         let work = async {
-            let (mut distrusted, mut next_attempt) = (BTreeSet::new(), Instant::now());
+            let (mut peers, mut next_attempt) = (Peers::default(), Instant::now());
             loop {
                 self.trim().await?;
                 // One at a time: each takes a tenth of a second of a CPU.
                 self.log.reader().find_places().await?;
-                if Instant::now() >= next_attempt && self.fetch(&mut distrusted).await? {
+                if Instant::now() >= next_attempt && self.fetch(&mut peers).await? {
                     next_attempt = Instant::now() + RETRY;
                 }
                 sleep(LOOK).await;
@@ -114,7 +123,7 @@ impl Keeper {
     }
 
     /// Fetches what a snapshot jumped over. False if nothing is to be fetched.
-    async fn fetch(&self, distrusted: &mut BTreeSet<NodeId>) -> Result<bool, StorageError> {
+    async fn fetch(&self, peers: &mut Peers) -> Result<bool, StorageError> {
         let start = self.log.reader().history_start().filter(|start| start.before.is_none());
         let (Some(start), Some(wanted)) = (start, self.wanted()) else {
             self.progress.is_missing(0);
@@ -122,7 +131,9 @@ impl Keeper {
         };
         // Before the snapshot is installed there is no state that could prove anything.
         let Some(own) = self.history.position_behind(start.index) else { return Ok(false) };
-        self.progress.is_missing(start.index.saturating_sub(wanted));
+        if peers.nobody_has_before != Some(start.index) {
+            self.progress.is_missing(start.index.saturating_sub(wanted));
+        }
         if wanted >= start.index {
             return Ok(false);
         }
@@ -130,7 +141,7 @@ impl Keeper {
             others: &self.others,
             log: &self.log,
             progress: &self.progress,
-            distrusted,
+            distrusted: &peers.distrusted,
             wanted,
             end: start.index,
             own,
@@ -147,13 +158,20 @@ impl Keeper {
                     Some(late) => discard(late).await,
                 }
             }
-            Err(Failure::NobodyHasMore) => distrusted.clear(),
+            Err(Failure::NobodyHasMore { certain }) => {
+                peers.distrusted.clear();
+                if certain {
+                    // As in a cluster that was restored from a backup. It is asked again: there may be new members.
+                    peers.nobody_has_before = Some(start.index);
+                    self.progress.is_missing(0);
+                }
+            }
             Err(Failure::Peers { why, distrusted: unfit }) => {
                 if !unfit.is_empty() {
                     self.progress.thrown_away.fetch_add(1, Ordering::Relaxed);
                 }
                 tracing::warn!(%why, "no history was fetched; another peer is tried");
-                distrusted.extend(unfit);
+                peers.distrusted.extend(unfit);
             }
             Err(Failure::Fault(fault)) => return Err(fault),
         }
