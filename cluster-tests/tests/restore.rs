@@ -187,7 +187,9 @@ async fn what_ran_before_any_cluster_is_adopted_under_its_name_and_not_restarted
     cluster.kill_agent(0);
     start_legacy(&cluster.agents[0].data_dir, "legacy-web");
     eventually("the legacy sandbox runs", || async {
-        if children_of("legacy-web").is_empty() { Err("not yet".to_owned()) } else { Ok(()) }
+        // Its first process is the shim's until it has become the workload.
+        let lines: Vec<_> = children_of("legacy-web").into_iter().map(|(_, line)| line).collect();
+        if lines == ["sleep 600"] { Ok(()) } else { Err(format!("{lines:?}")) }
     })
     .await;
     let before = children_of("legacy-web");
