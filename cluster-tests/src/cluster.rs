@@ -7,10 +7,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use sandkeeper_client::{Client, v1};
 use tempfile::TempDir;
+use test_ports::Ports;
 
 use crate::leftovers::kill_shims;
 use crate::wait::eventually;
-use crate::{Cut, Ports, Process, Proxy, binary, by_id, get};
+use crate::{Cut, Process, Proxy, binary, by_id, get};
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]

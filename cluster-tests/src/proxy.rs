@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 
+use test_ports::Ports;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-
-use crate::Ports;
 
 /// Bytes that are carried at once.
 const BUFFER: usize = 16 * 1024;

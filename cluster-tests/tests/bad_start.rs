@@ -5,8 +5,9 @@
 use std::fs;
 use std::path::Path;
 
-use cluster_tests::{Cluster, ClusterOptions, Ended, Ports, run_to_end, shell};
+use cluster_tests::{Cluster, ClusterOptions, Ended, run_to_end, shell};
 use sandkeeper_client::v1;
+use test_ports::Ports;
 
 fn flags(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()

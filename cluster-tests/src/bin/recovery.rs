@@ -1,5 +1,5 @@
-//! Agents die, stop, and are cut off, again and again, and what they ran runs elsewhere: never two generations at once. The sandboxes
-//! write down themselves when they lived, by the kernel's clock since boot. Ends with 1 if two lives overlap.
+//! Agents die, stop, and are cut off, again and again, and what they ran runs elsewhere: never two generations at once.
+//! The sandboxes write down themselves when they lived, by the kernel's clock since boot. Ends with 1 if two lives overlap.
 //!
 //! ```text
 //! cargo run --release -p cluster-tests --bin recovery -- --rounds 100

@@ -3,6 +3,7 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use sandkeeper_agent::{AgentError, RuntimeConfig};
@@ -135,8 +136,8 @@ async fn a_lost_session_is_opened_again_with_a_higher_number() {
     assert_eq!((inventory.processed_sequence, inventory.sandboxes.len()), (1, 1));
 
     // The node itself goes and comes back under the same address.
-    let address = node.kill();
-    let mut node = Node::listen("a", &address.to_string()).await;
+    let ports = node.kill().await;
+    let mut node = Node::come_back("a", ports).await;
     let mut third = node.welcome().await;
     third.lead(3);
     assert_eq!(third.inventory().await.sandboxes.len(), 1);
@@ -209,7 +210,7 @@ async fn goodbyes_are_honoured() {
 #[tokio::test]
 async fn two_addresses_of_one_node_are_one_session() {
     let folder = tempfile::tempdir().unwrap();
-    let mut node = Node::listen("a", "0.0.0.0:0").await;
+    let mut node = Node::listen("a", (Ipv4Addr::UNSPECIFIED, 0).into()).await;
     let port = node.address.port();
     let addresses = [([127, 0, 0, 1], port).into(), ([127, 0, 0, 2], port).into()];
     let agent = Agent::start(simulated(folder.path(), &addresses));
@@ -234,9 +235,9 @@ async fn time_ends_a_sandbox_while_no_control_node_is_there() {
     leader.command(Down::Create(v1::CreateCommand { expires_in_nanos, ..create("s1", &["x"]) })).await;
     leader.report("s1", SandboxState::Running).await;
     let began = Instant::now();
-    let address = node.kill();
+    let ports = node.kill().await;
     drop(leader);
-    let mut node = Node::listen("a", &address.to_string()).await;
+    let mut node = Node::come_back("a", ports).await;
     let mut leader = node.welcome().await;
     leader.lead(1);
     let expired = soon("it is ended", async {

@@ -1,11 +1,12 @@
 //! The binary as a user meets it: exit codes, what goes to standard output and what to standard error, forms of output.
 
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
 
 use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::fleet_service_server::{FleetService, FleetServiceServer};
+use test_ports::Ports;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -33,12 +34,6 @@ fn code(output: &Output) -> i32 {
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// An address at which nobody listens.
-fn nobody() -> String {
-    let listener = StdListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound socket has an address").to_string()
 }
 
 /// A control node that knows a capacity and no agents.
@@ -156,11 +151,12 @@ fn wrong_usage_is_2() {
 
 #[test]
 fn nobody_there_is_3_and_says_who_was_asked_and_what_to_do() {
-    let (one, two) = (nobody(), nobody());
-    let output = run(&["list", "--servers", &format!("{one},{two}")]);
+    let nobody = Ports::take(2);
+    let addresses = nobody.addresses();
+    let output = run(&["list", "--servers", &addresses.join(",")]);
     assert_eq!(code(&output), 3);
     let message = text(&output.stderr);
-    for part in [one.as_str(), two.as_str(), "Connection refused", "--servers", "sandkeeper dev"] {
+    for part in [addresses[0].as_str(), &addresses[1], "Connection refused", "--servers", "sandkeeper dev"] {
         assert!(message.contains(part), "{part} is missing in: {message}");
     }
     assert!(output.stdout.is_empty());
@@ -168,7 +164,8 @@ fn nobody_there_is_3_and_says_who_was_asked_and_what_to_do() {
 
 #[test]
 fn servers_come_from_the_environment_too() {
-    let address = nobody();
+    let nobody = Ports::take(1);
+    let address = nobody.socket(0).to_string();
     let output =
         command(&["list"]).env("SANDKEEPER_SERVERS", &address).output().expect("the binary can be run");
     assert_eq!(code(&output), 3);

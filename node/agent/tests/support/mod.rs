@@ -14,6 +14,7 @@ use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::agent_message::Body as Up;
 use sandkeeper_proto::v1::agent_service_server::{AgentService, AgentServiceServer};
 use sandkeeper_proto::v1::server_message::Body as Down;
+use test_ports::Ports;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc;
@@ -36,6 +37,8 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 pub struct Node {
     pub name: String,
     pub address: SocketAddr,
+    /// Held, so that it can come back under its address; none if it listens everywhere.
+    ports: Option<Ports>,
     sessions: mpsc::Receiver<Session>,
     tunnels: mpsc::Receiver<Streaming<v1::TunnelUp>>,
     /// Its own, so that it can go with all its connections.
@@ -91,12 +94,18 @@ impl AgentService for Service {
 
 impl Node {
     pub async fn start(name: &str) -> Self {
-        Self::listen(name, "127.0.0.1:0").await
+        Self::come_back(name, Ports::take(1)).await
     }
 
-    pub async fn listen(name: &str, on: &str) -> Self {
+    /// Starts under the address of a node that was killed.
+    pub async fn come_back(name: &str, ports: Ports) -> Self {
+        let mut node = Self::listen(name, ports.socket(0)).await;
+        node.ports = Some(ports);
+        node
+    }
+
+    pub async fn listen(name: &str, on: SocketAddr) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let on = on.to_owned();
         let listener = runtime.spawn(async move { TcpListener::bind(on).await.unwrap() }).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (session_sender, sessions) = mpsc::channel(1_024);
@@ -106,7 +115,7 @@ impl Node {
             .add_service(AgentServiceServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));
         runtime.spawn(serve);
-        Self { name: name.to_owned(), address, sessions, tunnels, runtime: Some(runtime) }
+        Self { name: name.to_owned(), address, ports: None, sessions, tunnels, runtime: Some(runtime) }
     }
 
     /// The next session, not welcomed yet.
@@ -129,9 +138,11 @@ impl Node {
         soon("the agent opens a tunnel", self.tunnels.recv()).await.unwrap()
     }
 
-    /// Goes as if it were killed.
-    pub fn kill(self) -> SocketAddr {
-        self.address
+    /// Goes as if it were killed: when this returns, its listener and all its connections are closed.
+    pub async fn kill(mut self) -> Ports {
+        let runtime = self.runtime.take().unwrap();
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await.unwrap();
+        self.ports.take().unwrap()
     }
 }
 

@@ -10,8 +10,9 @@ use sandkeeper_proto::v1::event_service_client::EventServiceClient;
 use sandkeeper_proto::v1::fleet_service_client::FleetServiceClient;
 use sandkeeper_proto::v1::sandbox_service_client::SandboxServiceClient;
 use tempfile::TempDir;
+use test_ports::Ports;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
@@ -37,18 +38,15 @@ pub(super) struct Rig {
     cancel: CancellationToken,
     node: JoinHandle<Result<(), server::ServerError>>,
     _data: TempDir,
-}
-
-/// An address whose port nobody has right now.
-async fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    _ports: Ports,
 }
 
 impl Rig {
     /// Starts a cluster of one node, and waits until its API answers.
     pub(super) async fn start() -> Self {
         let data = TempDir::new().unwrap();
-        let (api, peer, http) = (free().await, free().await, free().await);
+        let ports = Ports::take(3);
+        let (api, peer, http) = (ports.socket(0), ports.socket(1), ports.socket(2));
         let config = Config {
             listen_api: api,
             listen_peer: peer,
@@ -61,7 +59,7 @@ impl Rig {
         let cancel = CancellationToken::new();
         let node = tokio::spawn(server::run(config, cancel.clone()));
         let channel = Endpoint::from_shared(format!("http://{api}")).unwrap().connect_lazy();
-        let rig = Self { channel, http, cancel, node, _data: data };
+        let rig = Self { channel, http, cancel, node, _data: data, _ports: ports };
         let connected = async {
             // The listener is there before anything else of the node; until then, dialling is refused.
             while TcpStream::connect(api).await.is_err() {

@@ -15,7 +15,7 @@ async fn a_node_alone_forms_a_cluster_of_one() {
 async fn nodes_that_start_late_are_waited_for() {
     let mut sites = Vec::new();
     for name in ["a", "b", "c"] {
-        sites.push(Site::new(name, Some(3)).await);
+        sites.push(Site::new(name, Some(3)));
     }
     let everybody: Vec<_> = sites.iter().map(|site| site.address().to_string()).collect();
     for site in &mut sites {
@@ -49,7 +49,7 @@ async fn nodes_that_start_late_are_waited_for() {
 async fn strangers(names: &[&str], expect: usize) -> Vec<Result<Entered, BootstrapError>> {
     let mut sites = Vec::new();
     for name in names {
-        sites.push(Site::new(name, Some(expect)).await);
+        sites.push(Site::new(name, Some(expect)));
     }
     let everybody: Vec<_> = sites.iter().map(|site| site.address().to_string()).collect();
     let mut nodes = Vec::new();
@@ -76,12 +76,15 @@ async fn more_nodes_than_expected_are_refused() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_new_node_that_was_told_nothing_is_refused() {
-    let site = Site::new("a", None).await;
+    let site = Site::new("a", None);
     let node = site.start().await;
     assert_eq!(enter(&node.node, &[]).await, Err(BootstrapError::NoWay));
-    let site = Site::new("b", Some(3)).await;
+    let site = Site::new("b", Some(3));
     let node = site.start().await;
     assert_eq!(enter(&node.node, &[]).await, Err(BootstrapError::NobodyToAsk(3)));
-    let nobody = Site::new("c", None).await.address().to_string();
-    assert_eq!(node.node.describe_peer(&nobody).await.unwrap_err(), "connection refused");
+    let nobody = Site::new("c", None);
+    assert_eq!(
+        node.node.describe_peer(&nobody.address().to_string()).await.unwrap_err(),
+        "connection refused"
+    );
 }

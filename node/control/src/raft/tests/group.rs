@@ -118,7 +118,7 @@ async fn a_fourth_node_joins_through_any_member_and_leaves_again() {
     let (sites, mut nodes) = cluster(3, |_| {}).await;
     let written = write(&nodes, 50).await;
     let follower = (leader(&nodes).await + 1) % 3;
-    let mut site = Site::new("cn-3", None).await;
+    let mut site = Site::new("cn-3", None);
     site.config.join = vec![sites[follower].address().to_string()];
     let new = site.start().await;
     assert_eq!(enter(&new.node, &site.config.join).await.unwrap(), Entered::Joined);
@@ -130,7 +130,7 @@ async fn a_fourth_node_joins_through_any_member_and_leaves_again() {
     nodes[follower].node.add_member(&site.address().to_string(), soon()).await.unwrap();
     assert_eq!(nodes[follower].node.members().len(), 4);
 
-    let same_name = Site::new("cn-1", None).await;
+    let same_name = Site::new("cn-1", None);
     let twin = same_name.start().await;
     let refused = nodes[follower].node.add_member(&same_name.address().to_string(), soon()).await;
     assert!(matches!(refused, Err(MembershipError::Refused(_))), "{refused:?}");
@@ -167,7 +167,7 @@ async fn a_node_comes_back_under_another_address() {
     let moving = (leader(&nodes).await + 1) % 3;
     nodes.remove(moving).stop().await;
     let written = write(&nodes, 5).await;
-    sites[moving].move_elsewhere().await;
+    sites[moving].move_elsewhere();
     nodes.insert(moving, sites[moving].start().await);
     announce_addresses(&nodes[moving].node).await.unwrap();
     all_equal(&nodes, written).await;

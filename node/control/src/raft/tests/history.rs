@@ -216,7 +216,7 @@ async fn after_every_node_was_replaced_all_have_all_of_the_history() {
     sites.remove(away);
     let recorded = nodes[0].node.history().read(1, usize::MAX).await.unwrap();
     for round in 0..4 {
-        let mut site = Site::new(&format!("new-{round}"), None).await;
+        let mut site = Site::new(&format!("new-{round}"), None);
         site.config.join = sites.iter().map(|site| site.address().to_string()).collect();
         site.config.catch_up_entries = 20;
         let new = site.start().await;

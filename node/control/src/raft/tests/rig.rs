@@ -10,6 +10,7 @@ use futures::stream::{self, BoxStream};
 use sandkeeper_proto::internal::{ForwardRequest, ForwardResponse};
 use sandkeeper_statemachine::{Digest, Revision};
 use tempfile::TempDir;
+use test_ports::Ports;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -59,6 +60,7 @@ pub(super) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, che
 /// A place for a node: its folder and its address, which outlive a restart.
 pub(super) struct Site {
     folder: TempDir,
+    ports: Ports,
     pub(super) config: Config,
 }
 
@@ -71,22 +73,26 @@ pub(super) struct Running {
 
 impl Site {
     /// With timers that elect nobody needlessly when all tests run at once.
-    pub(super) async fn new(name: &str, expect: Option<usize>) -> Self {
+    pub(super) fn new(name: &str, expect: Option<usize>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut config = Config::local(name, folder.path(), 1);
         config.bootstrap_expect = expect;
         config.heartbeat = Duration::from_millis(100);
         config.election = (Duration::from_millis(600), Duration::from_millis(1200));
-        let mut site = Self { folder, config };
-        site.move_elsewhere().await;
+        let mut site = Self { folder, ports: Ports::take(1), config };
+        site.announce();
         site
     }
 
-    /// Gives it a free port. It stays free long enough: nobody else asks the kernel for this very one.
-    pub(super) async fn move_elsewhere(&mut self) {
-        let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-        self.config.advertise_peer = address.to_string();
-        self.config.listen_peer = address;
+    /// Gives it another port.
+    pub(super) fn move_elsewhere(&mut self) {
+        self.ports = Ports::take(1);
+        self.announce();
+    }
+
+    fn announce(&mut self) {
+        self.config.listen_peer = self.ports.socket(0);
+        self.config.advertise_peer = self.config.listen_peer.to_string();
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -178,7 +184,7 @@ impl Running {
 pub(super) async fn cluster(count: usize, adjust: impl Fn(&mut Config)) -> (Vec<Site>, Vec<Running>) {
     let mut sites = Vec::new();
     for number in 0..count {
-        sites.push(Site::new(&format!("cn-{number}"), Some(count)).await);
+        sites.push(Site::new(&format!("cn-{number}"), Some(count)));
     }
     let everybody: Vec<_> = sites.iter().map(|site| site.address().to_string()).collect();
     for site in &mut sites {

@@ -60,7 +60,7 @@ async fn a_transfer_that_broke_off_goes_on_where_it_ended() {
     let vote = Vote::new_committed(term, nodes[0].node.local().node_id);
     let head = codec::encode(&TransferHead { vote, announcement: announcement.clone() });
 
-    let receiver = Site::new("receiver", None).await;
+    let receiver = Site::new("receiver", None);
     let running = receiver.start().await;
     let mut client = nodes[0].node.peers().client(&receiver.address().to_string(), None).unwrap();
     assert_eq!(client.snapshot_offset(offset_request.clone()).await.unwrap().into_inner().offset, 0);

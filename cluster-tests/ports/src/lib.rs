@@ -1,7 +1,7 @@
-//! TCP ports that no other test has.
+//! TCP ports that no other test has. A crate of its own, so that the tests of every crate can use it.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 /// Below the range from which the kernel gives ports to clients (32,768 and up), above the well-known ones.
 const RANGE: std::ops::Range<u16> = 10_000..32_000;
@@ -32,7 +32,7 @@ impl Ports {
             }
             let lock = File::create(folder.join(port.to_string())).expect("a lock file can be made");
             // Others than tests listen too.
-            if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            if lock.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
                 numbers.push(port);
                 locks.push(lock);
             }
@@ -41,9 +41,17 @@ impl Ports {
         Self { numbers, _locks: locks }
     }
 
+    /// `127.0.0.1:port`, of the one at this place, from 0.
+    ///
+    /// # Panics
+    /// If fewer were taken.
+    pub fn socket(&self, index: usize) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.numbers[index]).into()
+    }
+
     /// `127.0.0.1:port`, of each.
     pub fn addresses(&self) -> Vec<String> {
-        self.numbers.iter().map(|port| format!("127.0.0.1:{port}")).collect()
+        (0..self.numbers.len()).map(|index| self.socket(index).to_string()).collect()
     }
 }
 
