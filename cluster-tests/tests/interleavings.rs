@@ -73,7 +73,8 @@ async fn a_hundred_that_wait_keep_their_places_when_all_nodes_restart() {
     cluster.wait_ready().await;
 
     let client = cluster.client();
-    // A newcomer does not overtake them, though it asks at the moment at which there is room.
+    // The entry that frees the slot gives it to the first of them: a newcomer that asks after it finds no room. (That it
+    // may not overtake them in one entry either is a scenario of the state machine.)
     terminate(&client, by_id(&first.sandbox_id), "").await;
     let newcomer = client.create(shell("newcomer", "true")).await.unwrap_err();
     assert_eq!(newcomer.code(), Some(Code::ResourceExhausted));

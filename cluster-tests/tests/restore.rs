@@ -58,9 +58,11 @@ async fn lose_everything_and_restore(cluster: &mut Cluster, file: &Path) {
     cluster.wait_leader().await;
 }
 
+/// What all agents have that is unknown; and that some have not said it yet, if that is so.
 async fn unknown(cluster: &Cluster) -> Vec<String> {
     let list = cluster.client().list_unknown("").await.unwrap();
-    list.sandboxes.into_iter().map(|unknown| unknown.sandbox_id).collect()
+    let unheard = (list.unheard_agents > 0).then(|| format!("{} agents not heard", list.unheard_agents));
+    list.sandboxes.into_iter().map(|unknown| unknown.sandbox_id).chain(unheard).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,6 +97,9 @@ async fn what_an_older_backup_has_never_heard_of_runs_on_until_the_restore_is_co
     })
     .await;
     assert_eq!(cluster.client().status().await.unwrap().agents_connected, 0);
+    let list = cluster.client().list_unknown("").await.unwrap();
+    assert_eq!((list.sandboxes.len(), list.restore_unconfirmed), (0, true));
+    assert!(list.unheard_agents > 0, "nothing is known of them, and the answer says so");
 
     cluster.client().rehome_agents("").await.unwrap();
     cluster.wait_ready().await;
@@ -201,6 +206,7 @@ async fn what_ran_before_any_cluster_is_adopted_under_its_name_and_not_restarted
         if found == ["legacy-web"] { Ok(()) } else { Err(format!("{found:?}")) }
     })
     .await;
+    // Longer than the grace period: only a longer wait could show more.
     tokio::time::sleep(GRACE * 3).await;
     assert_eq!(children_of("legacy-web"), before, "nobody's sandbox is left alone");
 

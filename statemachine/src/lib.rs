@@ -49,4 +49,4 @@ pub use state::{
     RequestRecord, RequestResult, Restored, Sandbox, State, Status, StreamAnswer, StreamClient, StreamKey,
     TOGETHER_NANOS,
 };
-pub use unknown::{Adoptable, Origin, UnknownSandbox};
+pub use unknown::{Adoptable, Origin, UnknownByAgent, UnknownSandbox};

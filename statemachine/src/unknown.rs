@@ -1,5 +1,7 @@
 //! What agents run and the state does not know. Only the leader hears of it; it is no part of the state.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, Generation, SandboxId};
@@ -15,6 +17,10 @@ pub enum Origin {
     /// Another cluster's. It is left alone.
     Other,
 }
+
+/// What each agent that was heard has, and is not in the state; cheap to clone. One that has nothing of the kind has an
+/// empty list, one that has not said yet what it runs has none.
+pub type UnknownByAgent = imbl::OrdMap<AgentId, Arc<[UnknownSandbox]>>;
 
 /// A sandbox that an agent has, and that is not in the state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

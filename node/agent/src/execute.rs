@@ -2,8 +2,8 @@
 //!
 //! Only ledger writes are waited for, because what follows rests on them. Runtime calls become tasks whose results come
 //! back through the mailbox; one that fails is tried again until it succeeds, because its sandbox is what the table says
-//! only then, and because one workload must not be able to stop the agent of all others. What goes to control nodes never waits: a session whose queue is full is closed, and the
-//! inventory that its successor is asked for says everything again.
+//! only then, and because one workload must not be able to stop the agent of all others. What goes to control nodes never
+//! waits: a session whose queue is full is closed, and the inventory that its successor is asked for says everything again.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use openraft::storage::RaftLogStorage as _;
 use openraft::{Membership, vote::RaftLeaderId as _};
-use sandkeeper_statemachine::{Actor, Applied, Command, Draft, Request, State, Surroundings, Timestamp};
+use sandkeeper_statemachine::{Actor, Command, Draft, Request, State, Surroundings, Timestamp};
 use uuid::Uuid;
 
 use crate::history::{Digests, digests_of};
@@ -103,17 +103,20 @@ pub fn restore(
     name: &str,
     now_nanos: i64,
 ) -> Result<RestoredInfo, BackupError> {
-    let (file, mut state) = read(path)?;
+    let (file, state) = read(path)?;
     let backup = info(&file, &state);
     let existed = is_empty_folder(data_dir)?;
     let cluster_id = Uuid::new_v4();
-    go_on_as(&mut state, cluster_id, Timestamp(now_nanos))?;
+    let state = going_on_as(state, cluster_id, Timestamp(now_nanos))?;
     let node_id = rand::random_range(1..=u64::MAX);
+    // Whoever does not get it has made nothing, and takes nothing away: it is another process's directory.
+    let lock = DataDirLock::acquire(data_dir)?;
     let made = make(data_dir, node_id, name, cluster_id, state, file.id().index + 1);
     if let Err(error) = made {
         take_away(data_dir, existed);
         return Err(error);
     }
+    drop(lock);
     Ok(RestoredInfo { backup, cluster_id: cluster_id.to_string(), node_id })
 }
 
@@ -147,16 +150,14 @@ fn is_empty_folder(data_dir: &Path) -> Result<bool, BackupError> {
     }
 }
 
-fn go_on_as(state: &mut State, cluster_id: Uuid, now: Timestamp) -> Result<(), BackupError> {
-    let mut draft = Draft::new(state.clone(), now);
+/// The state of the new cluster.
+fn going_on_as(state: State, cluster_id: Uuid, now: Timestamp) -> Result<State, BackupError> {
+    let mut draft = Draft::new(state, now);
     let command = Command::RestoreCluster { cluster_id };
     let request = Request { actor: Actor::Client("cluster restore".to_owned()), id: None, command };
     draft.decide(&request, &mut Nobody).map_err(|rejection| BackupError::Refused(rejection.to_string()))?;
-    let (entry, _) = draft.seal(FIRST_TERM);
-    match state.apply(&entry, FIRST_TERM) {
-        Applied::Done { .. } => Ok(()),
-        Applied::Skipped => Err(BackupError::Refused("the backup's state takes no event".to_owned())),
-    }
+    let (_, state) = draft.seal(FIRST_TERM);
+    Ok(state)
 }
 
 /// A restore places nothing and draws nothing.
@@ -181,7 +182,6 @@ fn make(
     state: State,
     index: u64,
 ) -> Result<(), BackupError> {
-    let lock = DataDirLock::acquire(data_dir)?;
     let leader = openraft::impls::leader_id_std::LeaderId::new(FIRST_TERM, node_id).to_committed();
     let applied = LogId::new(leader, index);
     // Its addresses are told when it starts.
@@ -202,7 +202,6 @@ fn make(
     })?;
     let cluster_id = Some(cluster_id.to_string());
     NodeIdentity { node_id, cluster_id, name: name.to_owned() }.save(data_dir)?;
-    drop(lock);
     Ok(())
 }
 

@@ -15,7 +15,7 @@ use crate::limits::{DEFAULT_RECOVERY_TIMEOUT_SECONDS, MAX_ADOPTION_BYTES, MAX_UN
 use crate::placement::lack_of_room;
 use crate::rejection::Rejection;
 use crate::spec::{FailurePolicy, SandboxSpec};
-use crate::state::AgentStatus;
+use crate::state::{Agent, AgentStatus};
 use crate::unknown::{Adoptable, Origin, UnknownSandbox};
 
 /// What became of one sandbox that was to be adopted.
@@ -39,7 +39,11 @@ impl Draft {
         }
         let wanted = |unknown: &&UnknownSandbox| agent.is_none_or(|agent| unknown.agent == *agent);
         let strange = |unknown: &&UnknownSandbox| self.state().sandbox(&unknown.id).is_none();
-        let found = around.unknown().values().flat_map(|of_agent| of_agent.iter());
+        let there = around.unknown();
+        let asked = |record: &&Agent| agent.is_none_or(|agent| record.spec.agent_id == *agent);
+        let silent = |record: &&Agent| !there.contains_key(&record.spec.agent_id);
+        let unheard = self.state().agents().filter(asked).filter(silent).count();
+        let found = there.values().flat_map(|of_agent| of_agent.iter());
         let mut told: Vec<UnknownSandbox> = Vec::new();
         let mut more = false;
         for unknown in found.filter(wanted).filter(strange) {
@@ -47,9 +51,17 @@ impl Draft {
             if more {
                 break;
             }
-            told.push(UnknownSandbox { adoptable: None, ..unknown.clone() });
+            let UnknownSandbox { agent, id, generation, origin, adoptable: _ } = unknown;
+            let (agent, id) = (agent.clone(), id.clone());
+            told.push(UnknownSandbox {
+                agent,
+                id,
+                generation: *generation,
+                origin: *origin,
+                adoptable: None,
+            });
         }
-        Ok(Outcome::Unknown { sandboxes: told, more })
+        Ok(Outcome::Unknown { sandboxes: told, more, unheard })
     }
 
     /// Adopts these sandboxes of an agent, or all that can be. `namespace`: where they get their names.
@@ -66,7 +78,7 @@ impl Draft {
                 "agent {agent} is lost: wait until it is back, and try again"
             )));
         }
-        let there = around.unknown().get(agent).map_or(&[][..], |of_agent| of_agent);
+        let there = around.unknown().get(agent).cloned().unwrap_or_default();
         let all: Vec<_>;
         let ids = if ids.is_empty() {
             let unlabelled = there.iter().filter(|unknown| unknown.adoptable.is_some());

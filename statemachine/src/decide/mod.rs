@@ -15,7 +15,7 @@ mod report;
 mod stream;
 mod waiting;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ use crate::limits::{MAX_ACTOR_BYTES, MAX_DURATION_NANOS, MAX_REQUESTS, RESERVED_
 use crate::rejection::Rejection;
 use crate::spec::Actor;
 use crate::state::{Agent, BatchSandbox, RequestKey, RequestResult, Sandbox, State};
-use crate::unknown::UnknownSandbox;
+use crate::unknown::{UnknownByAgent, UnknownSandbox};
 
 pub use adopt::Adoption;
 
@@ -41,10 +41,9 @@ pub trait Surroundings {
     /// The agents that have an image, as far as it is known.
     fn agents_with_image(&self, image: &str) -> Option<&BTreeSet<AgentId>>;
 
-    /// What agents run and the state did not know when they were heard last. Nothing, unless somebody listens to agents.
-    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>> {
-        static NOTHING: BTreeMap<AgentId, Arc<[UnknownSandbox]>> = BTreeMap::new();
-        &NOTHING
+    /// What agents run and the state does not know. An agent that has not said yet what it runs is not in it.
+    fn unknown(&self) -> UnknownByAgent {
+        UnknownByAgent::new()
     }
 }
 
@@ -89,6 +88,8 @@ pub enum Outcome {
         sandboxes: Vec<UnknownSandbox>,
         /// There is more than one answer names.
         more: bool,
+        /// So many of the agents in question have not said yet what they run.
+        unheard: usize,
     },
     /// What became of each sandbox that was to be adopted.
     Adopted(Vec<Adoption>),

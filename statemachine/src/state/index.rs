@@ -1,4 +1,5 @@
-//! The only writers of records (beside those of streams): each takes the old record's traces out of the indexes and puts the new one's in.
+//! The only writers of records (beside those of streams): each takes the old record's traces out of the indexes and puts
+//! the new one's in.
 
 use std::sync::Arc;
 

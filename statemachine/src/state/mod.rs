@@ -3,8 +3,8 @@
 //! Determinism contract: the state is a function of the entries applied, in order, and of nothing else. No clock,
 //! no randomness, no order of a hash table, no address. Two replicas at one revision are equal, record by record.
 //!
-//! Records (sandboxes, agents, requests, streams) are the truth. Everything else here is an index that follows from them; each
-//! `put_*` keeps its indexes, so that none can be forgotten. Cloning is O(1): all maps are persistent (`imbl`).
+//! Records (sandboxes, agents, requests, streams) are the truth. Everything else here is an index that follows from
+//! them; each `put_*` keeps its indexes, so that none can be forgotten. Cloning is O(1): all maps are persistent (`imbl`).
 
 mod agent;
 mod cluster;

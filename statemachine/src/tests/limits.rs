@@ -312,3 +312,60 @@ fn texts_of_agents_and_callers_are_cut_at_the_end_of_a_character() {
     assert_eq!(header.actor, Actor::Client("ü".repeat(MAX_ACTOR_BYTES / 2)));
     assert_eq!(header.reason.len(), MAX_REASON_BYTES - 1);
 }
+
+/// An agent has so many sandboxes that nobody knows, each with so many bytes of environment.
+fn strangers(count: usize, env_bytes: usize) -> World {
+    let mut world = World::new();
+    world.must(Command::RegisterAgent(Box::new(agent("a", count as u64))));
+    let unknown = (0..count).map(|n| {
+        let name = format!("s{n:04}");
+        let mut adoptable = adoptable(&name);
+        adoptable.spec.envs.insert("K".into(), text(env_bytes));
+        UnknownSandbox {
+            agent: agent_id("a"),
+            id: name.parse().unwrap(),
+            generation: 1,
+            origin: Origin::Unlabelled,
+            adoptable: Some(Box::new(adoptable)),
+        }
+    });
+    world.around.unknown.insert(agent_id("a"), unknown.collect());
+    world
+}
+
+#[test]
+fn an_adoption_is_limited_in_bytes_and_the_next_one_goes_on() {
+    // With what else an event has, each takes somewhat more than the most of an environment.
+    let mut world = strangers(12, MAX_ENV_BYTES - 16);
+    let at_once = MAX_ADOPTION_BYTES / MAX_ENV_BYTES;
+    let all = || {
+        let namespace = Label::default_name();
+        Command::AdoptSandboxes { agent: agent_id("a"), namespace, ids: Vec::new() }
+    };
+    let mut adopted = Vec::new();
+    for _ in 0..3 {
+        let (outcome, entry) = world.run(&leader(all()));
+        let Ok(Outcome::Adopted(adoptions)) = outcome else { panic!("{outcome:?}") };
+        let bytes = entry.encoded().len();
+        assert!(bytes <= MAX_ADOPTION_BYTES + MAX_ENV_BYTES + 4096, "{bytes}");
+        adopted.push(adoptions.iter().filter(|adoption| adoption.refused.is_none()).count());
+        for why in adoptions.into_iter().filter_map(|adoption| adoption.refused) {
+            assert_eq!(why, "too many at once: give the same command again");
+        }
+    }
+    assert_eq!(adopted, [at_once, 12 - at_once, 0]);
+}
+
+#[test]
+fn an_answer_about_what_is_unknown_is_limited_and_says_so() {
+    for (there, told, more) in
+        [(MAX_UNKNOWN_TOLD, MAX_UNKNOWN_TOLD, false), (MAX_UNKNOWN_TOLD + 1, MAX_UNKNOWN_TOLD, true)]
+    {
+        let mut world = strangers(there, 1);
+        world.must(Command::RegisterAgent(Box::new(agent("silent", 1))));
+        let outcome = world.run(&leader(Command::ListUnknown { agent: None })).0.unwrap();
+        let Outcome::Unknown { sandboxes, more: beyond, unheard } = outcome else { panic!("{outcome:?}") };
+        assert_eq!((sandboxes.len(), beyond, unheard), (told, more, 1));
+        assert!(sandboxes.iter().all(|unknown| unknown.adoptable.is_none()), "an answer does not need it");
+    }
+}

@@ -7,7 +7,10 @@ scenarios! {
         agent a1 slots=3
         agent a2 slots=2
         create web
+        # Nobody has said yet what it runs.
+        unknown
         there a1 legacy
+        unknown
         there a1 web
         there a1 orphan label=ours
         there a1 foreign label=other

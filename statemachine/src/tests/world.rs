@@ -1,8 +1,6 @@
 //! A cluster of one: a state, a clock that the test moves, and ids that count.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
 use uuid::Uuid;
 
 use crate::*;
@@ -16,7 +14,7 @@ pub const TERM: Term = 3;
 pub struct Around {
     pub drawn: u128,
     pub images: BTreeMap<String, BTreeSet<AgentId>>,
-    pub unknown: BTreeMap<AgentId, Arc<[UnknownSandbox]>>,
+    pub unknown: UnknownByAgent,
 }
 
 impl Surroundings for Around {
@@ -29,8 +27,8 @@ impl Surroundings for Around {
         self.images.get(image)
     }
 
-    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>> {
-        &self.unknown
+    fn unknown(&self) -> UnknownByAgent {
+        self.unknown.clone()
     }
 }
 

@@ -103,8 +103,8 @@ pub trait Runtime: Send + Sync + 'static {
         grace: Duration,
     ) -> impl Future<Output = Result<(), RuntimeFault>> + Send;
 
-    /// Notes when its time is over, and its lease, from now on. Notes count in the order of the calls; `deliver` brings the newest to
-    /// whoever keeps watch over the sandbox.
+    /// Notes when its time is over, and its lease, from now on. Notes count in the order of the calls; `deliver` brings
+    /// the newest to whoever keeps watch over the sandbox.
     fn instruct(&self, sandbox_id: &str, expires_at: Option<BootTime>, lease: Option<LeaseTerms>);
 
     /// Delivers the newest instructions. When this returns `Ok`, they hold even if the agent dies.

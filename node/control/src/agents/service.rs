@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
 use sandkeeper_proto::v1::{self, agent_service_server::AgentService};
-use sandkeeper_statemachine::Cluster;
+use sandkeeper_statemachine::{AgentSpec, Cluster};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -95,6 +95,75 @@ fn belonging(cluster: &Cluster, theirs: &str) -> Belonging {
 
 type Outbound = BoxStream<'static, Result<v1::ServerMessage, Status>>;
 
+async fn hello_of(inbound: &mut Streaming<v1::AgentMessage>) -> Result<v1::Hello, Status> {
+    let message = timeout(HELLO, inbound.message()).await;
+    match message.map_err(|_| Status::deadline_exceeded("no hello came"))??.and_then(|message| message.body) {
+        Some(v1::agent_message::Body::Hello(hello)) => Ok(hello),
+        _ => Err(Status::invalid_argument("the first message of a session is the agent's hello")),
+    }
+}
+
+/// Says something in the first place: the channel is new and has room, and whoever calls this has its other end.
+fn say_first(outbox: &mpsc::Sender<Result<v1::ServerMessage, Status>>, message: v1::ServerMessage) {
+    let _ = outbox.try_send(Ok(message));
+}
+
+/// What an agent is told that is not let in.
+fn not_entered(refused: NotEntered, spec: &AgentSpec) -> v1::ServerMessage {
+    match refused {
+        NotEntered::Older => goodbye("a newer session of this agent is there", false),
+        NotEntered::OtherLedger => {
+            let reason = format!(
+                "agent {} is alive with another ledger: give this agent another --agent-id, or stop the other one and wait \
+                 until it is lost",
+                spec.agent_id
+            );
+            goodbye(&reason, true)
+        }
+    }
+}
+
+impl AgentGate {
+    /// The cluster, which may be about to be created.
+    async fn cluster(&self) -> Result<Cluster, Status> {
+        let view = self.replica.wait_for(Instant::now() + HELLO, |view| view.state.cluster().is_some()).await;
+        let cluster = view.ok().and_then(|view| view.state.cluster());
+        cluster.ok_or_else(|| Status::unavailable("the cluster has not been created yet: try again"))
+    }
+
+    /// The answer to the hello of an agent that belongs to the cluster `theirs`, and whether a session begins with it.
+    fn answer(
+        &self,
+        cluster: &Cluster,
+        spec: &AgentSpec,
+        theirs: &str,
+        connection_id: &str,
+    ) -> (v1::ServerMessage, bool) {
+        let welcome = |predecessor_id: &str| {
+            wire::welcome(v1::Welcome {
+                cluster_id: cluster.id.to_string(),
+                node: self.node.clone(),
+                connection_id: connection_id.to_owned(),
+                predecessor_id: predecessor_id.to_owned(),
+            })
+        };
+        match belonging(cluster, theirs) {
+            Belonging::Ours => match self.turns.come_back_in() {
+                None => (welcome(""), true),
+                Some(retry_after_millis) => {
+                    self.sessions.heard(spec);
+                    let reason = "more agents than this node takes in at once are here";
+                    (farewell(reason, retry_after_millis, false), false)
+                }
+            },
+            // It changes over, and comes back as one of ours.
+            Belonging::Moves => (welcome(theirs), false),
+            Belonging::Waits(reason) => (not_yet(&reason), false),
+            Belonging::Elsewhere(reason) => (goodbye(&reason, true), false),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl AgentService for AgentGate {
     type ConnectStream = Outbound;
@@ -106,50 +175,14 @@ impl AgentService for AgentGate {
     ) -> Result<Response<Outbound>, Status> {
         let peer = request.remote_addr().map_or_else(|| "unknown".to_owned(), |address| address.to_string());
         let mut inbound = request.into_inner();
-        let hello = match timeout(HELLO, inbound.message()).await {
-            Ok(message) => message?.and_then(|message| message.body),
-            Err(_) => return Err(Status::deadline_exceeded("no hello came")),
-        };
-        let Some(v1::agent_message::Body::Hello(hello)) = hello else {
-            return Err(Status::invalid_argument("the first message of a session is the agent's hello"));
-        };
+        let hello = hello_of(&mut inbound).await?;
         let spec = wire::agent_spec(&hello).map_err(Status::invalid_argument)?;
-        let Ok(view) =
-            self.replica.wait_for(Instant::now() + HELLO, |view| view.state.cluster().is_some()).await
-        else {
-            return Err(Status::unavailable("the cluster has not been created yet: try again"));
-        };
-        let Some(cluster) = view.state.cluster() else {
-            return Err(Status::unavailable("the cluster has not been created yet: try again"));
-        };
+        let cluster = self.cluster().await?;
         let (outbox, receiver) = mpsc::channel(OUTBOX);
         let outbound = ReceiverStream::new(receiver).boxed();
         let connection_id = format!("{}-{}", spec.agent_id, peer.replace(['.', ':'], "-"));
-        let welcome = v1::Welcome {
-            cluster_id: cluster.id.to_string(),
-            node: self.node.clone(),
-            connection_id: connection_id.clone(),
-            predecessor_id: String::new(),
-        };
-        let (answer, stays) = match belonging(&cluster, &hello.cluster_id) {
-            Belonging::Ours => match self.turns.come_back_in() {
-                None => (wire::welcome(welcome), true),
-                Some(retry_after_millis) => {
-                    self.sessions.heard(&spec);
-                    let reason = "more agents than this node takes in at once are here";
-                    (farewell(reason, retry_after_millis, false), false)
-                }
-            },
-            // It changes over, and comes back as one of ours.
-            Belonging::Moves => {
-                let predecessor_id = hello.cluster_id.clone();
-                (wire::welcome(v1::Welcome { predecessor_id, ..welcome }), false)
-            }
-            Belonging::Waits(reason) => (not_yet(&reason), false),
-            Belonging::Elsewhere(reason) => (goodbye(&reason, true), false),
-        };
-        // The channel is new and has room.
-        let _ = outbox.try_send(Ok(answer));
+        let (answer, stays) = self.answer(&cluster, &spec, &hello.cluster_id, &connection_id);
+        say_first(&outbox, answer);
         if !stays {
             return Ok(Response::new(outbound));
         }
@@ -163,23 +196,9 @@ impl AgentService for AgentGate {
             ended: CancellationToken::new(),
             heard: Mutex::new(Instant::now()),
         });
-        match self.sessions.enter(Arc::clone(&session), self.lost_after / 2) {
-            Ok(()) => {}
-            Err(NotEntered::Older) => {
-                // The channel is new and has room.
-                let _ = session.outbox.try_send(Ok(goodbye("a newer session of this agent is there", false)));
-                return Ok(Response::new(outbound));
-            }
-            Err(NotEntered::OtherLedger) => {
-                let reason = format!(
-                    "agent {} is alive with another ledger: give this agent another --agent-id, or stop the other one \
-                     and wait until it is lost",
-                    session.spec.agent_id
-                );
-                // The channel is new and has room.
-                let _ = session.outbox.try_send(Ok(goodbye(&reason, true)));
-                return Ok(Response::new(outbound));
-            }
+        if let Err(refused) = self.sessions.enter(Arc::clone(&session), self.lost_after / 2) {
+            say_first(&session.outbox, not_entered(refused, &session.spec));
+            return Ok(Response::new(outbound));
         }
         let gate = self.clone();
         self.tasks.spawn(async move {

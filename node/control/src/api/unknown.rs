@@ -28,13 +28,19 @@ impl Api {
             "" => None,
             id => Some(fleet::only_agent_id(id).map_err(|rejection| rejected(&rejection))?),
         };
-        let Outcome::Unknown { sandboxes, more } = self.order(Command::ListUnknown { agent }, &call).await?
-        else {
+        let command = Command::ListUnknown { agent };
+        let Outcome::Unknown { sandboxes, more, unheard } = self.order(command, &call).await? else {
             return Err(fault("a list of what is unknown had the outcome of another command"));
         };
         let read = self.read(None, call.deadline).await?;
         let sandboxes = sandboxes.iter().map(unknown).collect();
-        Ok(v1::ListUnknownResponse { header: Some(self.header(&read)), sandboxes, more })
+        Ok(v1::ListUnknownResponse {
+            header: Some(self.header(&read)),
+            sandboxes,
+            more,
+            unheard_agents: unheard as u64,
+            restore_unconfirmed: read.state.unconfirmed_restore().is_some(),
+        })
     }
 
     pub(super) async fn adopt(

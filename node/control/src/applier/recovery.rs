@@ -41,7 +41,7 @@ impl Recovery {
         let (mut waiting_agents, mut waiting) = (BTreeSet::new(), 0);
         let mut failed = BTreeMap::new();
         let mut due = Vec::new();
-        for sandbox in state.recoverable() {
+        for sandbox in state.recoverable().filter(|sandbox| !state.is_held_back(sandbox)) {
             let generation = sandbox.status.generation;
             let since = match sandbox.status.phase {
                 Phase::Lost if let Some(agent) = sandbox.holder().filter(|agent| paused.contains(*agent)) => {

@@ -152,7 +152,9 @@ impl Worker {
         if !record.is_some_and(|record| self.is_registered(record)) {
             // What it said before it was lost is not what it has when it is back.
             self.asked = None;
-            self.view = None;
+            if self.view.take().is_some() {
+                self.forget_unknown();
+            }
             // That it says hello does not mean that it hears the answer: its heart beats once it has.
             if self.heartbeat > 0 && self.lives() && !self.registering && self.has_turn() {
                 self.registering = true;
@@ -263,6 +265,7 @@ impl Worker {
         }
         debug!(agent = %self.session.spec.agent_id, sandboxes = view.actual.len(), "inventory");
         self.view = Some(view);
+        self.unknown = Unknown::of_new_inventory();
         self.turn = Turn::None;
         self.reconcile_all(state);
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, RwLock};
 
-use sandkeeper_statemachine::{AgentId, Surroundings, UnknownSandbox};
+use sandkeeper_statemachine::{AgentId, Surroundings, UnknownByAgent, UnknownSandbox};
 use uuid::Uuid;
 
 /// Which agents have which image, as their heartbeats say.
@@ -20,7 +20,7 @@ pub struct LeaderKnowledge {
 /// What agents run that is not in the state, and who said so.
 #[derive(Debug, Default)]
 struct Unknown {
-    sandboxes: Arc<BTreeMap<AgentId, Arc<[UnknownSandbox]>>>,
+    sandboxes: UnknownByAgent,
     told_by: BTreeMap<AgentId, Teller>,
 }
 
@@ -31,13 +31,8 @@ impl LeaderKnowledge {
     /// An agent runs just these that are not in the state.
     pub fn set_unknown(&self, agent: &AgentId, teller: Teller, sandboxes: Vec<UnknownSandbox>) {
         let mut unknown = self.unknown.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if sandboxes.is_empty() {
-            Arc::make_mut(&mut unknown.sandboxes).remove(agent);
-            unknown.told_by.remove(agent);
-        } else {
-            Arc::make_mut(&mut unknown.sandboxes).insert(agent.clone(), sandboxes.into());
-            unknown.told_by.insert(agent.clone(), teller);
-        }
+        unknown.sandboxes.insert(agent.clone(), sandboxes.into());
+        unknown.told_by.insert(agent.clone(), teller);
     }
 
     /// The worker listens no more. What a newer one has said since stays.
@@ -45,7 +40,7 @@ impl LeaderKnowledge {
         let mut unknown = self.unknown.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         if unknown.told_by.get(agent) == Some(&teller) {
             unknown.told_by.remove(agent);
-            Arc::make_mut(&mut unknown.sandboxes).remove(agent);
+            unknown.sandboxes.remove(agent);
         }
     }
 
@@ -66,13 +61,13 @@ impl LeaderKnowledge {
     pub(super) fn surroundings(&self) -> Now {
         let images = self.images.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let unknown = self.unknown.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Now { images: Arc::clone(&images), unknown: Arc::clone(&unknown.sandboxes) }
+        Now { images: Arc::clone(&images), unknown: unknown.sandboxes.clone() }
     }
 }
 
 pub(super) struct Now {
     images: Arc<Images>,
-    unknown: Arc<BTreeMap<AgentId, Arc<[UnknownSandbox]>>>,
+    unknown: UnknownByAgent,
 }
 
 impl Surroundings for Now {
@@ -84,7 +79,7 @@ impl Surroundings for Now {
         self.images.get(image)
     }
 
-    fn unknown(&self) -> &BTreeMap<AgentId, Arc<[UnknownSandbox]>> {
-        &self.unknown
+    fn unknown(&self) -> UnknownByAgent {
+        self.unknown.clone()
     }
 }

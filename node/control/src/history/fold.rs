@@ -70,8 +70,8 @@ impl Fold {
         Self { next_index: start.index, revision: start.revision }
     }
 
-    /// The log entries that count, none of them decoded, from the one that holds event `from`, up to log index `last_index` (nothing behind it is
-    /// applied) and up to `max_bytes`, but at least one.
+    /// The log entries that count, none of them decoded, from the one that holds event `from`, up to log index
+    /// `last_index` (nothing behind it is applied) and up to `max_bytes`, but at least one.
     ///
     /// # Errors
     /// If the log ends early, has a gap, or holds what is no entry.

@@ -1,7 +1,7 @@
 //! The bytes of Raft's messages between peers.
 //!
-//! Most messages (votes, answers, log ids, forwarded commands) are bincode, read with a limit. An append has a format of its own, so
-//! that the entries' bytes pass from the leader's log into its followers' logs as they are:
+//! Most messages (votes, answers, log ids, forwarded commands) are bincode, read with a limit. An append has a format of
+//! its own, so that the entries' bytes pass from the leader's log into its followers' logs as they are:
 //!
 //! ```text
 //! version u8 | head length u32 | head (bincode) | entry …      (numbers little-endian)

@@ -1,13 +1,13 @@
 //! `sandkeeper cluster backup`, `restore` and `confirm-restore`.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Error, anyhow};
 use sandkeeper_client::{BackupStream, Client};
 use sandkeeper_control::backup::{self, BackupInfo, RestoredInfo};
 use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
 
 use super::server::host_name;
 use crate::cli::Context;
@@ -70,30 +70,36 @@ pub async fn back_up(file: PathBuf, client: Client, output: Output) -> Result<()
     let fetched = with_progress(&what, fetch(stream, &part)).await;
     if let Err(error) = fetched {
         // It may not be there at all.
-        let _ = fs::remove_file(&part);
+        let _ = tokio::fs::remove_file(&part).await;
         return Err(error);
     }
-    let to_verify = part.clone();
-    let verified = blocking(move || backup::verify(&to_verify).map_err(Error::new));
-    let info = with_progress("verifying the file", verified).await?;
-    fs::rename(&part, &file).with_context(|| format!("can't rename {}", part.display()))?;
+    let name = file.clone();
+    let verified = with_progress("verifying the file", blocking(move || verify_and_name(&part, &name)));
+    let shown = ShownBackup::of(&file, &verified.await?);
+    if output.is_table() { output::text(&output::fields(shown.rows())) } else { output.value(&shown) }
+}
+
+/// Blocks.
+fn verify_and_name(part: &Path, file: &Path) -> Result<BackupInfo, Error> {
+    let info = backup::verify(part)?;
+    fs::rename(part, file).with_context(|| format!("can't rename {}", part.display()))?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).context("can't make the file durable")?;
-    let shown = ShownBackup::of(&file, &info);
-    if output.is_table() { output::text(&output::fields(shown.rows())) } else { output.value(&shown) }
+    Ok(info)
 }
 
 async fn fetch(mut stream: BackupStream, part: &Path) -> Result<(), CliError> {
     let failed = || format!("can't write {}", part.display());
-    let mut file = File::create_new(part).with_context(failed)?;
+    let mut file = tokio::fs::File::create_new(part).await.with_context(failed)?;
     while let Some(piece) = stream.next().await? {
-        file.write_all(&piece).with_context(failed)?;
+        file.write_all(&piece).await.with_context(failed)?;
     }
+    file.flush().await.with_context(failed)?;
     let (received, expected) = (stream.received(), stream.header().bytes);
     if received != expected {
         return Err(anyhow!("the node sent {received} bytes of {expected}: try again").into());
     }
-    file.sync_all().with_context(failed)?;
+    file.sync_all().await.with_context(failed)?;
     Ok(())
 }
 

@@ -23,16 +23,37 @@ pub async fn adopt(agent_id: String, sandbox_ids: Vec<String>, context: &Context
 }
 
 fn listed(answer: &v1::ListUnknownResponse) -> String {
-    if answer.sandboxes.is_empty() {
-        return "Agents run nothing that the state does not know.".to_owned();
+    let mut lines = match (answer.sandboxes.is_empty(), answer.unheard_agents) {
+        (false, _) => vec![table(answer)],
+        (true, 0) => vec!["Agents run nothing that the state does not know.".to_owned()],
+        (true, _) => {
+            vec!["The agents that have been heard run nothing that the state does not know.".to_owned()]
+        }
+    };
+    if answer.more {
+        lines.push("There are more: name an agent, or deal with these first.".to_owned());
     }
+    match answer.unheard_agents {
+        0 => {}
+        unheard => lines.push(format!(
+            "Agents that have not said yet what they run: {unheard}. They are lost (`agents list` tells which), or not back \
+             since the leader was elected."
+        )),
+    }
+    lines.join("\n")
+}
+
+fn table(answer: &v1::ListUnknownResponse) -> String {
+    let orphan = if answer.restore_unconfirmed {
+        "orphan: removed after `cluster confirm-restore`"
+    } else {
+        "orphan: removed after the grace period"
+    };
     let row = |unknown: &v1::UnknownSandbox| {
         let (label, fate) = match unknown.origin() {
             v1::SandboxOrigin::Unlabelled => ("none", "stays; may be adopted"),
             v1::SandboxOrigin::Other => ("another cluster's", "stays"),
-            v1::SandboxOrigin::Unspecified | v1::SandboxOrigin::Ours => {
-                ("ours", "orphan: removed after the grace period")
-            }
+            v1::SandboxOrigin::Unspecified | v1::SandboxOrigin::Ours => ("ours", orphan),
         };
         vec![
             unknown.agent_id.clone(),
@@ -43,12 +64,7 @@ fn listed(answer: &v1::ListUnknownResponse) -> String {
         ]
     };
     let header = ["AGENT", "SANDBOX", "GENERATION", "LABEL", "WHAT BECOMES OF IT"];
-    let table = output::table(&header, answer.sandboxes.iter().map(row));
-    if answer.more {
-        format!("{table}\nThere are more: name an agent, or deal with these first.")
-    } else {
-        table
-    }
+    output::table(&header, answer.sandboxes.iter().map(row))
 }
 
 fn adopted(answer: &v1::AdoptSandboxesResponse) -> String {
@@ -82,13 +98,23 @@ mod tests {
             unknown("e4b85f2f7d8fb1918a47168a87c62761", v1::SandboxOrigin::Ours),
             unknown("theirs", v1::SandboxOrigin::Other),
         ];
-        let answer = v1::ListUnknownResponse { sandboxes, more: true, header: None };
+        let answer = v1::ListUnknownResponse { sandboxes, more: true, ..v1::ListUnknownResponse::default() };
         insta::assert_snapshot!(listed(&answer), @r"
         AGENT     SANDBOX                            GENERATION   LABEL               WHAT BECOMES OF IT
         agent-1   legacy                             1            none                stays; may be adopted
         agent-1   e4b85f2f7d8fb1918a47168a87c62761   1            ours                orphan: removed after the grace period
         agent-1   theirs                             1            another cluster's   stays
         There are more: name an agent, or deal with these first.
+        ");
+        let restored = v1::ListUnknownResponse { restore_unconfirmed: true, more: false, ..answer };
+        assert!(listed(&restored).contains("orphan: removed after `cluster confirm-restore`"));
+        let nothing = |unheard_agents| {
+            listed(&v1::ListUnknownResponse { unheard_agents, ..v1::ListUnknownResponse::default() })
+        };
+        insta::assert_snapshot!(nothing(0), @"Agents run nothing that the state does not know.");
+        insta::assert_snapshot!(nothing(2), @r"
+        The agents that have been heard run nothing that the state does not know.
+        Agents that have not said yet what they run: 2. They are lost (`agents list` tells which), or not back since the leader was elected.
         ");
         let adoption = |refused: &str| v1::adopt_sandboxes_response::Adoption {
             sandbox_id: "legacy".into(),

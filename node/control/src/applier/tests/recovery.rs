@@ -68,6 +68,17 @@ fn a_lost_one_when_its_agent_has_been_silent_for_its_lease() {
 }
 
 #[test]
+fn what_comes_from_a_backup_when_the_restore_is_confirmed() {
+    let mut watch = Watch::new(FailurePolicy::AutoRecreate);
+    watch.lose("a");
+    watch.world.decide(Command::CreateCluster { cluster_id: Uuid::from_u128(1), cluster_version: 1 });
+    watch.world.decide(Command::RestoreCluster { cluster_id: Uuid::from_u128(2) });
+    assert_eq!(watch.due(100.0), []);
+    watch.world.decide(Command::ConfirmRestore);
+    assert_eq!(watch.due(101.0), [1]);
+}
+
+#[test]
 fn a_lost_one_without_a_lease_never() {
     let mut watch = Watch::new(FailurePolicy::Manual);
     watch.lose("a");

@@ -16,7 +16,14 @@ const MAX_KEPT: usize = 4_096;
 #[derive(Default)]
 pub(super) struct Unknown {
     ids: BTreeSet<SandboxId>,
-    changed: bool,
+    untold: bool,
+}
+
+impl Unknown {
+    /// An inventory has come. That it holds nothing unknown is to be told too: nobody who asks can know it otherwise.
+    pub(super) fn of_new_inventory() -> Self {
+        Self { ids: BTreeSet::new(), untold: true }
+    }
 }
 
 impl Worker {
@@ -29,13 +36,13 @@ impl Worker {
         } else {
             self.unknown.ids.remove(id)
         };
-        self.unknown.changed |= changed;
+        self.unknown.untold |= changed;
     }
 
     /// Tells what has changed.
     pub(super) fn tell_unknown(&mut self) {
-        let Some(view) = self.view.as_ref().filter(|_| self.unknown.changed) else { return };
-        self.unknown.changed = false;
+        let Some(view) = self.view.as_ref().filter(|_| self.unknown.untold) else { return };
+        self.unknown.untold = false;
         let agent = &self.session.spec.agent_id;
         let unknown = self.unknown.ids.iter().filter_map(|id| {
             let (generation, origin) = describe(view, id)?;
@@ -43,6 +50,11 @@ impl Worker {
             Some(UnknownSandbox { agent: agent.clone(), id: id.clone(), generation, origin, adoptable })
         });
         self.knowledge.set_unknown(agent, self.teller(), unknown.collect());
+    }
+
+    /// What the agent said does not count any more.
+    pub(super) fn forget_unknown(&self) {
+        self.knowledge.forget_unknown(&self.session.spec.agent_id, self.teller());
     }
 
     fn teller(&self) -> Teller {
@@ -53,7 +65,7 @@ impl Worker {
 impl Drop for Worker {
     /// Whoever leads next, or in the next session, listens anew.
     fn drop(&mut self) {
-        self.knowledge.forget_unknown(&self.session.spec.agent_id, self.teller());
+        self.forget_unknown();
     }
 }
 

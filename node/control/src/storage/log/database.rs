@@ -196,19 +196,6 @@ impl Database {
         self.sync()
     }
 
-    /// The first block at or behind `index` that has a base revision, as (index of the block, base revision).
-    pub(super) fn base_revision_from(&self, index: u64) -> Result<Option<(u64, u64)>, StorageError> {
-        let start = self.key_at_or_before(index)?.unwrap_or_else(|| block::head_key(index).as_slice().into());
-        for item in self.folder.db().range(start..) {
-            let (key, value) = item.map_err(|e| self.folder.failed("read", e))?;
-            let header = self.decode_header(&key, &value)?;
-            if let Some(revision) = header.base_revision {
-                return Ok(Some((header.first, revision)));
-            }
-        }
-        Ok(None)
-    }
-
     /// Shows each block, in the order of the keys.
     pub(super) fn for_each_block(&self, mut show: impl FnMut(&[u8], &[u8])) -> Result<(), StorageError> {
         for item in self.folder.db().iter() {

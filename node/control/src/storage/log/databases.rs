@@ -155,6 +155,7 @@ impl Databases {
             fs::rename(from, &dir).map_err(failed("rename", from))?;
             slots.by_first.insert(*first, Slot::new(dir, None));
         }
+        drop(slots);
         sync_folder(&self.root)
     }
 
@@ -256,38 +257,6 @@ impl Databases {
             slot.dir.clone()
         });
         dir.map_or(Ok(()), |dir| places::remove(&dir))
-    }
-
-    /// The greatest index of a block whose base revision is at most `revision`, among the entries before `end`.
-    /// `None` if there is none.
-    pub(super) fn index_of_revision(&self, revision: u64, end: u64) -> Result<Option<u64>, StorageError> {
-        let firsts: Vec<u64> = self.lock().by_first.keys().copied().collect();
-        // `low` is known to be early enough (or the very beginning), `high` to be too late.
-        let (mut low, mut high, mut found) = (firsts.first().copied().unwrap_or(end), end, None);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.base_revision_from(middle)? {
-                Some((index, base)) if base <= revision => {
-                    found = found.max(Some(index));
-                    low = index.max(middle) + 1;
-                }
-                _ => high = middle,
-            }
-        }
-        Ok(found)
-    }
-
-    fn base_revision_from(&self, index: u64) -> Result<Option<(u64, u64)>, StorageError> {
-        let mut next = self.holding(index)?;
-        while let Some(database) = next {
-            if let Some(found) = database.base_revision_from(index)? {
-                return Ok(Some(found));
-            }
-            let following =
-                self.lock().by_first.range(database.first() + 1..).next().map(|(first, _)| *first);
-            next = following.map(|first| self.get(first)).transpose()?;
-        }
-        Ok(None)
     }
 
     /// Lets go of all databases; nothing can be opened after it.

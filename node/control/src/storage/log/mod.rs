@@ -11,8 +11,8 @@
 //! One thread writes (`writer`): it takes appends, votes, truncations and purges from one queue, in their order,
 //! makes all the appends that wait durable with one `fdatasync`, and only then says so. Entries are readable from
 //! memory (`tail`) as soon as they are appended. What Raft purges stays as history, in the same databases, until it is
-//! trimmed; what a snapshot jumped over is fetched from a peer (`fetched`). Databases are removed whole: deleting single keys of sled's would
-//! be slow, and never gives space back.
+//! trimmed; what a snapshot jumped over is fetched from a peer (`fetched`). Databases are removed whole: deleting single
+//! keys of sled's would be slow, and never gives space back.
 //!
 //! # Formats
 //!

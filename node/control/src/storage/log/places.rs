@@ -16,7 +16,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write as _};
+use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -26,7 +26,7 @@ use super::block::{self, Block, Kind, MAX_VALUE_BYTES};
 use super::database::{Database, Want};
 use crate::raft::types::LogEntry;
 use crate::storage::StorageError;
-use crate::storage::files::{failed, sync_folder};
+use crate::storage::files::{failed, sync_folder, write_atomically};
 
 const NAME: &str = "places";
 const MAGIC: [u8; 8] = *b"SKLP\x01\0\0\0";
@@ -119,12 +119,7 @@ fn write(dir: &Path, places: &[Place]) -> Result<(), StorageError> {
         bytes.put_u64_le(place.offset);
         bytes.put_u32_le(place.length);
     }
-    let (path, temporary) = (dir.join(NAME), dir.join("places.tmp"));
-    let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;
-    file.write_all(&bytes).map_err(failed("write", &temporary))?;
-    file.sync_all().map_err(failed("fsync", &temporary))?;
-    fs::rename(&temporary, &path).map_err(failed("rename a new file to", &path))?;
-    sync_folder(dir)
+    write_atomically(&dir.join(NAME), &bytes)
 }
 
 /// The places of one database, open for reading.

@@ -86,31 +86,6 @@ impl LogReader {
         self.blocking(move |shared| shared.databases.find_places(committed.index)).await
     }
 
-    /// An index from which reading on gives every event behind `revision` (and some before it). It is found by the
-    /// revisions in the headers of blocks; a reader that meets a first entry with a base revision above `revision`
-    /// has come too late all the same.
-    ///
-    /// # Errors
-    /// If the entry that follows `revision` is purged, or the disk fails.
-    pub async fn index_of_revision(&self, revision: u64) -> Result<u64, HistoryError> {
-        self.shared.check()?;
-        loop {
-            let epoch = self.shared.tail.epoch();
-            let first = self.first_index();
-            let end = self.shared.tail.cache_first();
-            let found = self.blocking(move |shared| shared.databases.index_of_revision(revision, end)).await;
-            if self.shared.tail.epoch() != epoch {
-                continue;
-            }
-            return match found? {
-                Some(index) => Ok(index.max(first)),
-                // The history begins with revision 0, in the first entries of a log that was never purged.
-                None if self.shared.history_start().is_none() => Ok(first),
-                None => Err(HistoryError::Purged { oldest: first }),
-            };
-        }
-    }
-
     /// Reads the entries of `range`; all of them, or if there is a limit, some from the first one on. Returns them
     /// behind the oldest index that could be read.
     async fn read(

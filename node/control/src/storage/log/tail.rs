@@ -288,11 +288,6 @@ impl Tail {
         state.first_for(reads)..state.next_index()
     }
 
-    /// The indexes before which all is on the disk, and only there.
-    pub(super) fn cache_first(&self) -> u64 {
-        self.lock().cache_first()
-    }
-
     pub(super) fn vote(&self) -> Option<Vote> {
         self.lock().vote
     }

@@ -61,37 +61,6 @@ async fn a_stream_reads_piece_by_piece() {
     failed.unwrap_err();
 }
 
-#[tokio::test]
-async fn a_revision_is_found_by_the_headers_of_blocks() {
-    let dir = tempfile::tempdir().unwrap();
-    let options = LogOptions { database_bytes: 400, tail_cache_bytes: 0, ..LogOptions::default() };
-    let mut store = LogStore::open(dir.path(), options).unwrap();
-    assert_eq!(store.reader().index_of_revision(0).await.unwrap(), 0);
-    // Entry 0 is a membership, every third one is blank, the others have ten events each.
-    let mut base = 0;
-    let mut bases = Vec::new();
-    append(&mut store, [membership(1, 0)]).await;
-    for index in 1..40 {
-        if index % 3 == 0 {
-            append(&mut store, [blank(1, index)]).await;
-        } else {
-            append(&mut store, [entry_with_revision(index, base)]).await;
-            bases.push((index, base));
-            base += 10;
-        }
-    }
-    assert!(databases(dir.path()).len() > 3);
-    let reader = store.reader();
-    for revision in 0..base {
-        let holder = bases.iter().rev().find(|(_, base)| *base <= revision).unwrap().0;
-        assert_eq!(reader.index_of_revision(revision).await.unwrap(), holder, "revision {revision}");
-    }
-    purge_all(&mut store, log_id(1, 20)).await;
-    let late = reader.index_of_revision(0).await.unwrap_err();
-    assert!(matches!(late, HistoryError::Purged { oldest: 21 }), "{late}");
-    assert_eq!(reader.index_of_revision(base).await.unwrap(), 38);
-}
-
 /// Readers run while the log is truncated, purged and appended to: each read is of one moment.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_is_never_of_two_moments() {

@@ -58,17 +58,6 @@ fn entry(term: u64, index: u64, size: usize) -> LogEntry {
     }
 }
 
-/// An entry that is encoded as the state machine's are, as far as the log looks into it.
-fn entry_with_revision(index: u64, base_revision: u64) -> LogEntry {
-    let entry = sandkeeper_statemachine::Entry::new(
-        base_revision,
-        1,
-        sandkeeper_statemachine::Timestamp(1),
-        Vec::new(),
-    );
-    LogEntry { log_id: log_id(1, index), payload: EntryPayload::Normal(EntryData::new(entry)) }
-}
-
 fn blank(term: u64, index: u64) -> LogEntry {
     LogEntry { log_id: log_id(term, index), payload: EntryPayload::Blank }
 }
