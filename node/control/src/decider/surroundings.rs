@@ -58,14 +58,14 @@ impl LeaderKnowledge {
     }
 
     /// As it is now, for one batch.
-    pub(super) fn surroundings(&self) -> Now {
+    pub(crate) fn surroundings(&self) -> Now {
         let images = self.images.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let unknown = self.unknown.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         Now { images: Arc::clone(&images), unknown: unknown.sandboxes.clone() }
     }
 }
 
-pub(super) struct Now {
+pub(crate) struct Now {
     images: Arc<Images>,
     unknown: UnknownByAgent,
 }

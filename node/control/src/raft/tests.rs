@@ -3,6 +3,7 @@
 mod bootstrap;
 mod group;
 mod history;
+mod million;
 mod rig;
 mod snapshots;
 mod types;

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +94,10 @@ impl Site {
     fn announce(&mut self) {
         self.config.listen_peer = self.ports.socket(0);
         self.config.advertise_peer = self.config.listen_peer.to_string();
+    }
+
+    pub(super) fn data_dir(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(super) fn address(&self) -> SocketAddr {
