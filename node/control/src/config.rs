@@ -17,6 +17,9 @@ pub const DEFAULT_HEARTBEAT: Duration = Duration::from_millis(50);
 pub const DEFAULT_ELECTION: (Duration, Duration) = (Duration::from_millis(130), Duration::from_millis(260));
 /// Log entries kept behind the snapshot: the history that watches, audit and time travel read.
 pub const DEFAULT_RETAIN_ENTRIES: u64 = 1_000_000;
+/// Of these, as many as fit into this space on the disk: a million entries of usual sandboxes take a quarter of a GiB, but each
+/// may have 64 KiB of environment.
+pub const DEFAULT_RETAIN_BYTES: u64 = 4 << 30;
 /// As many as the history has: a node that is behind by less is sent the log, which needs no snapshot to be made or loaded.
 pub const DEFAULT_CATCH_UP_ENTRIES: u64 = DEFAULT_RETAIN_ENTRIES;
 /// A snapshot is made when more log than this (and more than the last snapshot's size) was written since the last.
@@ -53,6 +56,8 @@ pub struct Config {
     pub bootstrap_expect: Option<usize>,
     /// See [`DEFAULT_RETAIN_ENTRIES`].
     pub history_retain_entries: u64,
+    /// See [`DEFAULT_RETAIN_BYTES`].
+    pub history_retain_bytes: u64,
     /// Of these, how many are kept for nodes that are behind, at most; one that lacks more gets a snapshot, and fetches the
     /// history.
     pub catch_up_entries: u64,
@@ -87,6 +92,7 @@ impl Config {
             join: Vec::new(),
             bootstrap_expect: None,
             history_retain_entries: DEFAULT_RETAIN_ENTRIES,
+            history_retain_bytes: DEFAULT_RETAIN_BYTES,
             catch_up_entries: DEFAULT_CATCH_UP_ENTRIES,
             snapshot_log_bytes: DEFAULT_SNAPSHOT_LOG_BYTES,
             heartbeat: DEFAULT_HEARTBEAT,

@@ -167,7 +167,7 @@ impl RaftNode {
         };
         let node = Self { inner: Arc::new(inner) };
         node.start_tasks(leads, config.snapshot_log_bytes, identity, config.data_dir.clone());
-        node.start_keeper(recorder, config.history_retain_entries);
+        node.start_keeper(recorder, config);
         Ok(node)
     }
 
@@ -211,15 +211,18 @@ impl RaftNode {
     }
 
     /// Keeps the history as long as it is to be.
-    fn start_keeper(&self, recorder: Recorder, retain_entries: u64) {
-        let Inner { log, history, snapshots, others, progress, cancel, tasks, fatal, .. } = &*self.inner;
+    fn start_keeper(&self, recorder: Recorder, config: &Config) {
+        let Inner { raft, log, history, snapshots, others, progress, cancel, tasks, fatal, .. } =
+            &*self.inner;
         let keeper = Keeper {
             log: log.clone(),
             history: history.clone(),
             recorder,
             snapshots: snapshots.clone(),
             others: Arc::clone(others),
-            retain_entries,
+            raft: raft.clone(),
+            retain_entries: config.history_retain_entries,
+            retain_bytes: config.history_retain_bytes,
             progress: Arc::clone(progress),
         };
         let (cancel, fatal) = (cancel.clone(), fatal.clone());

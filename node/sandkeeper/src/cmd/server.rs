@@ -17,7 +17,7 @@ use crate::parse;
 /// Run a control node
 ///
 /// Settings come from flags, then SANDKEEPER_* variables, then the settings file, then defaults. The file is TOML; its
-/// keys are the long flags with _ for -, and retain_entries in the table [history].
+/// keys are the long flags with _ for -, and retain_entries and retain_bytes in the table [history].
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  \
     sandkeeper server --name node-1 --data-dir /var/lib/sandkeeper --bootstrap-expect 3 \\\n      \
@@ -66,6 +66,9 @@ pub struct ServerArgs {
     /// Log entries kept behind the snapshot, as history [default: 1000000]
     #[arg(long, env = "SANDKEEPER_HISTORY_RETAIN_ENTRIES", value_name = "N", hide_env_values = true)]
     history_retain_entries: Option<u64>,
+    /// Of these, as many as fit into this space on the disk, to the nearest 32 MiB [default: 4GiB]
+    #[arg(long, env = "SANDKEEPER_HISTORY_RETAIN_BYTES", value_name = "BYTES", value_parser = parse::bytes, hide_env_values = true)]
+    history_retain_bytes: Option<u64>,
     /// Of these, how many are kept for nodes that are behind; one that lacks more gets a snapshot [default: all]
     #[arg(long, env = "SANDKEEPER_CATCH_UP_ENTRIES", value_name = "N", hide_env_values = true)]
     catch_up_entries: Option<u64>,
@@ -124,6 +127,8 @@ struct ServerFile {
 #[serde(deny_unknown_fields, default)]
 struct HistoryFile {
     retain_entries: Option<u64>,
+    #[serde(deserialize_with = "settings::bytes")]
+    retain_bytes: Option<u64>,
 }
 
 /// Runs a control node until a signal comes.
@@ -171,6 +176,10 @@ fn resolve(args: ServerArgs) -> Result<Config, CliError> {
             .history_retain_entries
             .or(file.history.retain_entries)
             .unwrap_or(config::DEFAULT_RETAIN_ENTRIES),
+        history_retain_bytes: args
+            .history_retain_bytes
+            .or(file.history.retain_bytes)
+            .unwrap_or(config::DEFAULT_RETAIN_BYTES),
         catch_up_entries: args
             .catch_up_entries
             .or(file.catch_up_entries)
@@ -240,7 +249,7 @@ mod tests {
     fn a_flag_is_before_the_file_and_the_file_before_the_default() {
         let (folder, path) = file(
             "name = 'from-file'\ndata_dir = 'data'\nlost_after = '3s'\nelection_ms = '500-900'\n\
-             join = ['a:1', 'b:2']\nsnapshot_log_bytes = '1MiB'\ncatch_up_entries = 9\n[history]\nretain_entries = 7\n",
+             join = ['a:1', 'b:2']\nsnapshot_log_bytes = '1MiB'\ncatch_up_entries = 9\n[history]\nretain_entries = 7\nretain_bytes = '3GiB'\n",
         );
         let config = resolved(&["--config", &path, "--name", "from-flag"]).unwrap();
         assert_eq!(config.name, "from-flag");
@@ -249,6 +258,7 @@ mod tests {
         assert_eq!(config.election, (Duration::from_millis(500), Duration::from_millis(900)));
         assert_eq!(config.join, ["a:1", "b:2"]);
         assert_eq!((config.snapshot_log_bytes, config.history_retain_entries), (1 << 20, 7));
+        assert_eq!(config.history_retain_bytes, 3 << 30);
         assert_eq!(config.catch_up_entries, 9);
         assert_eq!(config.orphan_grace, config::DEFAULT_ORPHAN_GRACE);
     }
@@ -261,7 +271,8 @@ mod tests {
         let (_folder, path) = file("[history]\nretain = 1\n");
         let error = message(&resolved(&["--config", &path]).unwrap_err());
         assert!(
-            error.contains("unknown key `retain` in [history]; expected one of: retain_entries"),
+            error
+                .contains("unknown key `retain` in [history]; expected one of: retain_entries, retain_bytes"),
             "{error}"
         );
         let (_folder, path) = file("lost_after = 'soon'\n");

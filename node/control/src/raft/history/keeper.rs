@@ -1,6 +1,7 @@
 //! The task that keeps the history of this node as long as it is to be: no longer, and, if its peers have it, no shorter.
 //!
-//! What is to be kept is said by this node's own settings: `history.retain_entries` behind its newest snapshot. So a node
+//! What is to be kept is said by this node's own settings: `history.retain_entries` behind its newest snapshot, and of these
+//! as many as fit into `history.retain_bytes`, but for the log database that the snapshot ends in. So a node
 //! that is to keep less than its peers fetches no more than that, and drops it when the time comes; one that is to keep
 //! more than they have asks from time to time, until what it lacks is no longer to be kept.
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use openraft::Raft;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +19,8 @@ use super::fetch::{Failure, Fetch, discard};
 use super::start_at;
 use crate::history::{History, Recorder};
 use crate::raft::snapshots::SnapshotState;
-use crate::raft::types::NodeId;
+use crate::raft::state_machine::StateMachine;
+use crate::raft::types::{NodeId, TypeConfig};
 use crate::storage::StorageError;
 use crate::storage::log::LogStore;
 
@@ -70,7 +73,9 @@ pub(in crate::raft) struct Keeper {
     pub(in crate::raft) recorder: Recorder,
     pub(in crate::raft) snapshots: SnapshotState,
     pub(in crate::raft) others: Arc<OtherNodes>,
+    pub(in crate::raft) raft: Raft<TypeConfig, StateMachine>,
     pub(in crate::raft) retain_entries: u64,
+    pub(in crate::raft) retain_bytes: u64,
     pub(in crate::raft) progress: Arc<Progress>,
 }
 
@@ -106,26 +111,35 @@ impl Keeper {
     }
 
     /// The first log index that is to be kept.
-    fn wanted(&self) -> Option<u64> {
-        let snapshot = self.snapshots.newest()?.meta.last_log_id?;
-        Some((snapshot.index() + 1).saturating_sub(self.retain_entries))
+    async fn wanted(&self) -> Result<Option<u64>, StorageError> {
+        let Some(snapshot) = self.snapshots.newest().and_then(|newest| newest.meta.last_log_id) else {
+            return Ok(None);
+        };
+        let by_entries = (snapshot.index() + 1).saturating_sub(self.retain_entries);
+        let by_bytes = self.log.reader().first_within(self.retain_bytes, snapshot.index()).await?;
+        Ok(Some(by_entries.max(by_bytes.unwrap_or(0))))
     }
 
     /// Drops what is older than is to be kept, up to a position: from it on all can be found.
     async fn trim(&self) -> Result<(), StorageError> {
-        let Some(wanted) = self.wanted() else { return Ok(()) };
-        match self.history.position_for(wanted).filter(|position| position.index <= wanted) {
-            Some(position) if position.index > self.log.reader().first_index() => {
-                self.log.trim_history(start_at(position)).await
-            }
-            _ => Ok(()),
+        let Some(wanted) = self.wanted().await? else { return Ok(()) };
+        let position = self.history.position_for(wanted).filter(|position| position.index <= wanted);
+        let reader = self.log.reader();
+        let Some(position) = position.filter(|position| position.index > reader.first_index()) else {
+            return Ok(());
+        };
+        if position.index > reader.first_raft_index() {
+            // Raft keeps as many entries as it was told at its start, whatever they weigh. The next look finds it done; an
+            // error means that Raft has stopped, which is noticed elsewhere.
+            let _ = self.raft.trigger().purge_log(position.index - 1).await;
         }
+        self.log.trim_history(start_at(position)).await
     }
 
     /// Fetches what a snapshot jumped over. False if nothing is to be fetched.
     async fn fetch(&self, peers: &mut Peers) -> Result<bool, StorageError> {
         let start = self.log.reader().history_start().filter(|start| start.before.is_none());
-        let (Some(start), Some(wanted)) = (start, self.wanted()) else {
+        let (Some(start), Some(wanted)) = (start, self.wanted().await?) else {
             self.progress.is_missing(0);
             return Ok(false);
         };

@@ -192,6 +192,32 @@ async fn a_node_that_is_to_keep_less_fetches_no_more_and_asks_no_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_goes_when_it_takes_too_much_of_the_disk() {
+    let (mut sites, mut nodes) = cluster(1, |config| config.history_retain_bytes = 1).await;
+    nodes.remove(0).stop().await;
+    // So that there are some, of which one at least stays.
+    sites[0].log.database_bytes = 20_000;
+    nodes.push(sites[0].start().await);
+    leader(&nodes).await;
+    for _ in 0..4 {
+        write(&nodes, 500).await;
+    }
+    let reader = nodes[0].node.inner.log.reader();
+    assert_eq!(reader.first_index(), 0, "before there is a snapshot all of it is needed");
+    nodes[0].node.trigger_snapshot().await.unwrap();
+    eventually("the oldest part is dropped", || async { (reader.first_index() > 1_000).then_some(()) }).await;
+    let written = write(&nodes, 10).await;
+    let digests = nodes[0].digests();
+    nodes.remove(0).stop().await;
+    let back = sites[0].start().await;
+    back.reaches(written).await;
+    assert_eq!(back.digests(), digests);
+    let oldest = back.node.history().oldest_revision();
+    assert!(oldest > 1_000, "{oldest}");
+    assert_eq!(revisions(&back.node, oldest).await.unwrap(), (oldest..=written).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_nobody_answers_who_may_have_it_the_history_is_not_called_gone() {
     let Away { sites, mut nodes, absent: away, written } = away().await;
     tamper(&nodes, |_, _, _| Err(Status::unavailable("not now")));

@@ -63,6 +63,7 @@ pub(super) struct Site {
     folder: TempDir,
     ports: Ports,
     pub(super) config: Config,
+    pub(super) log: LogOptions,
 }
 
 /// A node that runs.
@@ -80,7 +81,7 @@ impl Site {
         config.bootstrap_expect = expect;
         config.heartbeat = Duration::from_millis(100);
         config.election = (Duration::from_millis(600), Duration::from_millis(1200));
-        let mut site = Self { folder, ports: Ports::take(1), config };
+        let mut site = Self { folder, ports: Ports::take(1), config, log: LogOptions::default() };
         site.announce();
         site
     }
@@ -113,7 +114,7 @@ impl Site {
             identity.save(path).unwrap();
             identity
         });
-        let log = LogStore::open(&path.join("log"), LogOptions::default()).unwrap();
+        let log = LogStore::open(&path.join("log"), self.log.clone()).unwrap();
         let snapshots = SnapshotStore::open(&path.join("snapshots")).unwrap();
         let node = RaftNode::start(&self.config, Disk { identity, log, snapshots }).await.unwrap();
         let listener =

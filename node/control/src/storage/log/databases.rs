@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::database::{Database, Want};
 use super::options::Hooks;
 use super::places::{self, Places};
+use super::sled_folder::sled_file_bytes;
 use super::stats::Counters;
 use crate::raft::types::LogEntry;
 use crate::storage::StorageError;
@@ -48,11 +49,13 @@ struct Slot {
     used: u64,
     /// It is known to have places.
     placed: bool,
+    /// How long sled's file is, once it is sealed and somebody has asked.
+    bytes: Option<u64>,
 }
 
 impl Slot {
     fn new(dir: PathBuf, open: Option<Arc<Database>>) -> Self {
-        Self { dir, open, used: 0, placed: false }
+        Self { dir, open, used: 0, placed: false, bytes: None }
     }
 }
 
@@ -129,6 +132,28 @@ impl Databases {
         let ends = firsts.iter().skip(1).map(|next| Some(next - 1)).chain([newest_end]);
         let ended = firsts.iter().zip(ends).take_while(|(_, end)| end.is_some_and(|end| end <= upto));
         ended.map(|(first, _)| *first).collect()
+    }
+
+    /// The first index of the databases that take no more than `bytes` on the disk: the one that holds `upto`, and as
+    /// many before it as fit beside it. None if all do.
+    pub(super) fn first_within(&self, bytes: u64, upto: u64) -> Result<Option<u64>, StorageError> {
+        let mut slots = self.lock();
+        let newest = slots.by_first.last_key_value().map(|(first, _)| *first);
+        let (mut within, mut left) = (None, bytes);
+        for (first, slot) in slots.by_first.range_mut(..=upto).rev() {
+            let length = match slot.bytes {
+                Some(length) => length,
+                None => sled_file_bytes(&slot.dir)?,
+            };
+            if Some(*first) != newest {
+                slot.bytes = Some(length);
+            }
+            if within.is_some() && length > left {
+                return Ok(within);
+            }
+            (within, left) = (Some(*first), left.saturating_sub(length));
+        }
+        Ok(None)
     }
 
     /// Creates the database that begins with `first`, durably.
@@ -253,7 +278,7 @@ impl Databases {
     /// Forgets where the blocks of a database stand: it is going to be written to, or they do not stand there.
     pub(super) fn forget_places(&self, first: u64) -> Result<(), StorageError> {
         let dir = self.lock().by_first.get_mut(&first).map(|slot| {
-            slot.placed = false;
+            (slot.placed, slot.bytes) = (false, None);
             slot.dir.clone()
         });
         dir.map_or(Ok(()), |dir| places::remove(&dir))

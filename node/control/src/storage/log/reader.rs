@@ -76,6 +76,16 @@ impl LogReader {
         if index < first { Err(HistoryError::Purged { oldest: first }) } else { Ok(entries) }
     }
 
+    /// From which entry on the log takes no more than `bytes` on the disk, up to the entry `upto`; what stands behind it
+    /// does not count. Rounded to whole databases, and at least the one with `upto` in it. None: all of it takes no more.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub async fn first_within(&self, bytes: u64, upto: u64) -> Result<Option<u64>, StorageError> {
+        self.shared.check()?;
+        self.blocking(move |shared| shared.databases.first_within(bytes, upto)).await
+    }
+
     /// Prepares one sealed database for quick reads, if one is not: finds where its blocks are. False if all are.
     ///
     /// # Errors

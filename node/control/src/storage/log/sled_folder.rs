@@ -29,6 +29,12 @@ pub(super) struct SledFolder {
     counters: Arc<Counters>,
 }
 
+/// How long the file is that sled keeps in this folder: about how much was written to the database.
+pub(super) fn sled_file_bytes(dir: &Path) -> Result<u64, StorageError> {
+    let path = dir.join("db");
+    fs::metadata(&path).map(|data| data.len()).map_err(failed("read the length of", &path))
+}
+
 /// How long a handle of this process on a database takes to be gone after it was dropped, at most.
 const RELEASE: Duration = Duration::from_secs(5);
 
@@ -114,10 +120,7 @@ impl SledFolder {
 
     /// How long sled's file is: about how much was written to it.
     pub(super) fn file_bytes(&self) -> Result<u64, StorageError> {
-        self.file
-            .metadata()
-            .map(|data| data.len())
-            .map_err(failed("read the length of", &self.dir.join("db")))
+        sled_file_bytes(&self.dir)
     }
 
     pub(super) fn failed(&self, action: &'static str, source: sled::Error) -> StorageError {

@@ -46,6 +46,32 @@ async fn what_is_purged_is_told_with_the_oldest_that_is_left() {
 }
 
 #[tokio::test]
+async fn what_fits_into_so_many_bytes_is_told_by_whole_databases() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    for index in 0..50 {
+        append(&mut store, [entry(1, index, 900)]).await;
+    }
+    let reader = store.reader();
+    let names = databases(dir.path());
+    let first = |name: &String| name.trim_start_matches("log-").parse::<u64>().unwrap();
+    let bytes = |name: &String| fs::metadata(dir.path().join(name).join("db")).unwrap().len();
+    let holding_40 = names.iter().rposition(|name| first(name) <= 40).unwrap();
+    let up_to_40 = &names[..=holding_40];
+    let all = up_to_40.iter().map(bytes).sum::<u64>();
+    assert_eq!(reader.first_within(all, 40).await.unwrap(), None, "what stands behind it does not count");
+    assert_eq!(reader.first_within(all - 1, 40).await.unwrap(), Some(first(&names[1])));
+    let two = up_to_40[holding_40 - 1..].iter().map(bytes).sum::<u64>();
+    assert_eq!(reader.first_within(two, 40).await.unwrap(), Some(first(&names[holding_40 - 1])));
+    assert_eq!(reader.first_within(0, 40).await.unwrap(), Some(first(&names[holding_40])), "one at least");
+    store.truncate_after(Some(log_id(1, 30))).await.unwrap();
+    append(&mut store, (31..90).map(|index| entry(2, index, 900))).await;
+    assert_eq!(reader.first_within(0, 89).await.unwrap(), Some(first(databases(dir.path()).last().unwrap())));
+    let none = tempfile::tempdir().unwrap();
+    assert_eq!(open(none.path()).reader().first_within(0, 40).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_stream_reads_piece_by_piece() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = open(dir.path());
