@@ -17,7 +17,7 @@ const REPLACE: &str = "this node can't go on with it, and the others have everyt
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The operating system refused a call on a file or folder.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}{}", path.display(), advice(source))]
     Io {
         /// What was attempted, as in "cannot … PATH".
         action: &'static str,
@@ -110,6 +110,20 @@ pub enum StorageError {
         /// The index that came.
         found: u64,
     },
+}
+
+/// What to do about a disk that has no room, or may not be written.
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            " (make room there, and start the node again: nothing that was acknowledged is lost)"
+        }
+        io::ErrorKind::ReadOnlyFilesystem => {
+            " (the kernel does this to a file system after an error: look at its log, repair the disk or replace it, \
+             and start the node again)"
+        }
+        _ => "",
+    }
 }
 
 /// An error and all its causes in one line, for places that keep no error values (openraft, a status message).

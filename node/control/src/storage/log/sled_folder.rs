@@ -1,9 +1,12 @@
 //! One sled database in its folder, and what it takes to make its writes durable.
 
 use std::fs::{self, File, TryLockError};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
 
 use super::options::Hooks;
 use super::stats::Counters;
@@ -33,6 +36,20 @@ pub(super) struct SledFolder {
 pub(super) fn sled_file_bytes(dir: &Path) -> Result<u64, StorageError> {
     let path = dir.join("db");
     fs::metadata(&path).map(|data| data.len()).map_err(failed("read the length of", &path))
+}
+
+/// What the operating system says to sled is about its data file. sled keeps of it only the kind, and a text.
+fn sled_failed(action: &'static str, dir: &Path, source: sled::Error) -> StorageError {
+    let error = match source {
+        sled::Error::Io(error) => match error.kind() {
+            io::ErrorKind::StorageFull => Errno::ENOSPC.into(),
+            io::ErrorKind::QuotaExceeded => Errno::EDQUOT.into(),
+            io::ErrorKind::ReadOnlyFilesystem => Errno::EROFS.into(),
+            _ => error,
+        },
+        source => return StorageError::Database { action, dir: dir.to_owned(), source },
+    };
+    failed(action, &dir.join("db"))(error)
 }
 
 /// How long a handle of this process on a database takes to be gone after it was dropped, at most.
@@ -73,7 +90,7 @@ impl SledFolder {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None)
             .open()
-            .map_err(|source| StorageError::Database { action: "open", dir: dir.to_owned(), source })?;
+            .map_err(|source| sled_failed("open", dir, source))?;
         let file = File::open(&data).map_err(failed("open", &data))?;
         let folder = Self { dir: dir.to_owned(), blobs, db, file, hooks, counters };
         if let Err(error) = folder.make_durable() {
@@ -124,7 +141,7 @@ impl SledFolder {
     }
 
     pub(super) fn failed(&self, action: &'static str, source: sled::Error) -> StorageError {
-        StorageError::Database { action, dir: self.dir.clone(), source }
+        sled_failed(action, &self.dir, source)
     }
 
     pub(super) fn corrupt(&self, key: impl Into<String>, what: impl Into<String>) -> StorageError {
