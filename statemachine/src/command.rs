@@ -151,6 +151,38 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether it asks for more than there is: a sandbox, or the next generation of one. While there is no room for the
+    /// history this waits; what ends something, what tells what is so, and the leader's own upkeep do not.
+    pub fn is_new_work(&self) -> bool {
+        match self {
+            Self::CreateSandbox(_)
+            | Self::CreateSandboxes(_)
+            | Self::CreateInStream { .. }
+            | Self::ResetSandbox(_)
+            | Self::AdoptSandboxes { .. } => true,
+            Self::CreateCluster { .. }
+            | Self::UpdateSandbox { .. }
+            | Self::TerminateSandbox(_)
+            | Self::RegisterAgent(_)
+            | Self::LoseAgent { .. }
+            | Self::CordonAgent { .. }
+            | Self::UncordonAgent(_)
+            | Self::RemoveAgent { .. }
+            | Self::RecoverSandbox { .. }
+            | Self::Report(_)
+            | Self::Housekeeping
+            | Self::RestoreCluster { .. }
+            | Self::ConfirmRestore
+            | Self::RehomeAgents { .. }
+            | Self::ListUnknown { .. }
+            | Self::RecoverAgent(_)
+            | Self::OpenStream { .. }
+            | Self::KeepStream { .. } => false,
+        }
+    }
+}
+
 /// Where a stream of creates stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamPosition {

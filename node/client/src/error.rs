@@ -12,6 +12,9 @@ use tonic_types::StatusExt;
 /// The reason of a server that has no session with an agent; another one may have it.
 const AGENT_NOT_CONNECTED: &str = "AGENT_NOT_CONNECTED";
 
+/// A wish to come back later than this is for the caller, who may have something better to do than to wait.
+pub(crate) const MOMENT: Duration = Duration::from_secs(10);
+
 /// Settings of which no client can be made.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
@@ -237,10 +240,10 @@ impl Failure {
             }
             // The server's clock ran out first, by the deadline that this client gave it.
             Code::DeadlineExceeded => Self::passing(server, ServerFailureKind::TimedOut, message.to_owned()),
-            // A full queue invites to come back, which a lack of room for the sandbox does not.
+            // A full queue invites to come back, which a lack of room for the sandbox, or on a disk, does not.
             Code::ResourceExhausted => {
                 match status.get_details_retry_info().and_then(|info| info.retry_delay) {
-                    Some(delay) => Self::Passing {
+                    Some(delay) if delay <= MOMENT => Self::Passing {
                         failure: ServerFailure {
                             server: server.to_owned(),
                             kind: ServerFailureKind::Unavailable,
@@ -248,7 +251,7 @@ impl Failure {
                         },
                         retry_after: Some(delay),
                     },
-                    None => Self::Refused(ClientError::refused(server, status)),
+                    _ => Self::Refused(ClientError::refused(server, status)),
                 }
             }
             _ => Self::Refused(ClientError::refused(server, status)),

@@ -63,6 +63,8 @@ pub struct Config {
     pub catch_up_entries: u64,
     /// See [`DEFAULT_SNAPSHOT_LOG_BYTES`].
     pub snapshot_log_bytes: u64,
+    /// Below this much free disk no new work is taken; None: see [`crate::disk::LOW_WATER`].
+    pub disk_low_water: Option<u64>,
     /// See [`DEFAULT_HEARTBEAT`].
     pub heartbeat: Duration,
     /// See [`DEFAULT_ELECTION`].
@@ -95,6 +97,7 @@ impl Config {
             history_retain_bytes: DEFAULT_RETAIN_BYTES,
             catch_up_entries: DEFAULT_CATCH_UP_ENTRIES,
             snapshot_log_bytes: DEFAULT_SNAPSHOT_LOG_BYTES,
+            disk_low_water: None,
             heartbeat: DEFAULT_HEARTBEAT,
             election: DEFAULT_ELECTION,
             lost_after: DEFAULT_LOST_AFTER,

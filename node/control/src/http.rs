@@ -69,6 +69,8 @@ async fn metrics(Shared(pages): Shared<Pages>) -> impl IntoResponse {
         sessions: pages.sessions.count(),
         queue: pages.queue.len(),
         log: pages.log.stats(),
+        log_unfinished: pages.log.unfinished_for().unwrap_or_default(),
+        room: pages.raft.disk_space().room(),
     };
     let text = pages.metrics.scrape(&sources);
     text.map(|text| ([(header::CONTENT_TYPE, OPENMETRICS)], text)).map_err(|error| {

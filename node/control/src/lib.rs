@@ -7,6 +7,7 @@
 //! | `agents`, `applier` | the agents' sessions, and making them do what the state says |
 //! | `api`, `http`, `metrics` | what clients and operators see |
 //! | `inspect` | the state in a data directory, of a node that does not run |
+//! | `disk` | how much room the disks have, and what follows from that |
 //! | `backup` | a backup file, and the data directory that is made from one |
 //! | `verification` | comparing digests with the other nodes |
 //! | `server` | a whole node: starts every part in order, and stops it |
@@ -19,6 +20,7 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod decider;
+pub mod disk;
 mod front;
 pub mod history;
 pub mod http;

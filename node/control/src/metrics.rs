@@ -6,6 +6,7 @@
 use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -15,6 +16,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use sandkeeper_statemachine::{AgentStatus, Capacity, Phase, State};
 
+use crate::disk::Room;
 use crate::raft::node::{NodeStatus, Role};
 use crate::storage::log::LogStats;
 
@@ -138,6 +140,10 @@ struct Scraped {
     log_groups: Counter,
     log_entries: Counter,
     log_bytes: Counter,
+    log_unfinished: Gauge<f64, AtomicU64>,
+    disk_free: Number,
+    disk_mark: Number,
+    disk_low: Number,
 }
 
 /// What the computed metrics are computed from.
@@ -152,6 +158,10 @@ pub struct Sources<'a> {
     pub queue: usize,
     /// The log.
     pub log: LogStats,
+    /// How long the log's disk has not got further with what it is to write.
+    pub log_unfinished: Duration,
+    /// The disk.
+    pub room: Room,
 }
 
 impl fmt::Debug for Metrics {
@@ -298,6 +308,14 @@ impl Scraped {
         to.register("log_groups", "Groups of appends made durable together", self.log_groups.clone());
         to.register("log_appended_entries", "Entries appended to the log", self.log_entries.clone());
         to.register("log_appended_bytes", "Bytes appended to the log", self.log_bytes.clone());
+        to.register(
+            "log_unfinished_seconds",
+            "How long the log's disk has not got further with what it is to write",
+            self.log_unfinished.clone(),
+        );
+        to.register("disk_free_bytes", "Free for the data directory", self.disk_free.clone());
+        to.register("disk_low_water_bytes", "Below this the disk is low", self.disk_mark.clone());
+        to.register("disk_low", "1 if the disk is low", self.disk_low.clone());
     }
 
     fn compute(&self, sources: &Sources<'_>) {
@@ -312,6 +330,10 @@ impl Scraped {
         self.log_bytes.inner().store(log.appended_bytes, Ordering::Relaxed);
         let seconds = log.fsync_nanos as f64 / 1e9;
         self.log_fsync_seconds.inner().store(seconds.to_bits(), Ordering::Relaxed);
+        self.log_unfinished.set(sources.log_unfinished.as_secs_f64());
+        self.disk_free.set(sources.room.free);
+        self.disk_mark.set(sources.room.mark);
+        self.disk_low.set(u64::from(sources.room.low));
     }
 
     fn compute_raft(&self, status: &NodeStatus) {
@@ -397,7 +419,15 @@ mod tests {
         world.create_strong("web");
         let log = LogStats { fsyncs: 3, fsync_nanos: 1_500_000_000, ..LogStats::default() };
         let status = status(&world.state);
-        let sources = Sources { status: &status, state: &world.state, sessions: 2, queue: 5, log };
+        let sources = Sources {
+            status: &status,
+            state: &world.state,
+            sessions: 2,
+            queue: 5,
+            log,
+            log_unfinished: Duration::from_millis(250),
+            room: Room { free: 70, mark: 80, low: true },
+        };
         let text = metrics.scrape(&sources).unwrap();
         let expected = [
             "sandkeeper_commands_total{kind=\"create_sandbox\",result=\"NAME_TAKEN\"} 1",
@@ -415,6 +445,10 @@ mod tests {
             "sandkeeper_decider_queue_commands 5",
             "sandkeeper_log_fsyncs_total 3",
             "sandkeeper_log_fsync_seconds_total 1.5",
+            "sandkeeper_log_unfinished_seconds 0.25",
+            "sandkeeper_disk_free_bytes 70",
+            "sandkeeper_disk_low_water_bytes 80",
+            "sandkeeper_disk_low 1",
         ];
         for line in expected {
             assert!(text.lines().any(|found| found == line), "{line} is missing in:\n{text}");

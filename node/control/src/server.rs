@@ -21,6 +21,7 @@ use crate::clock::{self, Clocks};
 use crate::commands::{CommandForwarder, Commands};
 use crate::config::Config;
 use crate::decider::{self, LeaderKnowledge};
+use crate::disk::{self, DiskSpace};
 use crate::front::Front;
 use crate::http;
 use crate::metrics::Metrics;
@@ -120,7 +121,8 @@ fn open_disk(config: &Config) -> Result<(DataDirLock, Disk), ServerError> {
     };
     let log = LogStore::open(&config.data_dir.join("log"), LogOptions::default())?;
     let snapshots = SnapshotStore::open(&config.data_dir.join("snapshots"))?;
-    Ok((lock, Disk { identity, log, snapshots }))
+    let space = DiskSpace::open(&config.name, &config.data_dir, config.disk_low_water)?;
+    Ok((lock, Disk { identity, log, snapshots, space }))
 }
 
 /// Runs a control node until it is cancelled, or has to stop.
@@ -141,9 +143,11 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), Server
     let parts = Parts::start(&config, &raft, listeners, log_stats, &front);
     let ended = parts.watch(&config, &raft, &cancel).await;
     info!("this node is shutting down");
-    parts.stop(&raft).await?;
+    let stopped = parts.stop(&raft).await;
     drop(lock);
-    ended
+    // Why it had to stop says more than what that left of the log.
+    ended?;
+    Ok(stopped?)
 }
 
 /// The running parts of a node.
@@ -177,9 +181,12 @@ impl Parts {
             knowledge: knowledge.clone(),
             metrics: Arc::clone(&metrics),
             clocks: clocks.clone(),
+            disk: raft.disk_space().clone(),
         };
         tasks.spawn(clock::keep(raft.clone(), clocks.clone(), Arc::clone(&metrics), back.clone()));
         tasks.spawn(decider::supervise(raft.clone(), queued, around, back.clone()));
+        tasks.spawn(raft.disk_space().clone().watch(back.clone()));
+        tasks.spawn(disk::keep(raft.clone(), back.clone()));
         tasks.spawn(verification::run(raft.clone(), Arc::clone(&metrics), front.clone()));
 
         let (members, following) = members::follow(raft.replica(), front.clone());

@@ -98,6 +98,9 @@ fn advice(error: &ClientError) -> Option<&'static str> {
                 Some("SANDBOX_NOT_FOUND") => "`sandkeeper list -A` shows which sandboxes there are.",
                 _ => "`sandkeeper list -A` and `sandkeeper agents list` show what there is.",
             }),
+            Code::ResourceExhausted if refusal.reason.as_deref() == Some("DISK_LOW") => {
+                Some("`sandkeeper cluster status` shows whose disk is low.")
+            }
             Code::ResourceExhausted => {
                 Some("`sandkeeper capacity` shows what is free; `create --wait-for-capacity` waits for room.")
             }

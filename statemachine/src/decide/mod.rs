@@ -140,6 +140,21 @@ impl Draft {
         outcome
     }
 
+    /// Decides a command if that changes nothing: it is refused, or carried out already. `None`: it would make events, and
+    /// the draft is as it was.
+    pub fn decide_without_events(
+        &mut self,
+        request: &Request,
+        around: &mut dyn Surroundings,
+    ) -> Option<Result<Outcome, Rejection>> {
+        let before = self.len();
+        let decided = self.attempt(|draft| {
+            let decision = draft.decide(request, around);
+            if draft.len() == before { Ok(decision) } else { Err(()) }
+        });
+        decided.ok()
+    }
+
     fn decide_new(&mut self, request: &Request, around: &mut dyn Surroundings) -> Result<Outcome, Rejection> {
         let mut cause = Cause { actor: bounded_actor(&request.actor), request: None };
         let remembered = request.id.as_ref().filter(|_| is_callers(&request.command));

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::{CreateAnswer, QUEUE};
 use crate::client::{Client, Retry, SHARE_OF_ONE_TRY, SHORTEST_TRY, Span, Tries};
-use crate::error::{ClientError, Failure, Refusal, ServerFailure, ServerFailureKind};
+use crate::error::{ClientError, Failure, MOMENT, Refusal, ServerFailure, ServerFailureKind};
 
 /// The pause before a create that was not decided is sent again, if the server names none.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -308,7 +308,7 @@ fn is_urgent(create: &v1::CreateSandboxRequest) -> bool {
 fn passes(refusal: &Refusal) -> bool {
     match refusal.code {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => true,
-        Code::ResourceExhausted => refusal.retry_after.is_some(),
+        Code::ResourceExhausted => refusal.retry_after.is_some_and(|delay| delay <= MOMENT),
         _ => false,
     }
 }

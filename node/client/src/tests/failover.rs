@@ -164,10 +164,16 @@ async fn a_full_queue_invites_a_retry_and_a_full_fleet_does_not() {
     client.create(create("a")).await.unwrap();
     assert_eq!(fake.script().creates.len(), 2);
 
-    fake.script().answers.push_back(Answer::Status(Status::resource_exhausted("no free slot")));
-    let error = client.create(create("b")).await.unwrap_err();
-    assert_eq!(error.code(), Some(Code::ResourceExhausted));
-    assert_eq!(fake.script().creates.len(), 3);
+    // Somebody has to make room on a disk first: that takes longer than anyone waits for an answer.
+    let later = ErrorDetails::with_retry_info(Some(Duration::from_secs(30)));
+    let low = Status::with_error_details(Code::ResourceExhausted, "a disk is low", later);
+    for answer in [Status::resource_exhausted("no free slot"), low] {
+        let asked = fake.script().creates.len();
+        fake.script().answers.push_back(Answer::Status(answer));
+        let error = client.create(create("b")).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::ResourceExhausted));
+        assert_eq!(fake.script().creates.len(), asked + 1);
+    }
 }
 
 #[tokio::test]

@@ -124,6 +124,7 @@ impl ClusterService for Api {
         let index = |id: Option<crate::raft::types::LogId>| id.map_or(0, |id| id.index());
         let cluster = parts.raft.replica().state().cluster();
         let version = cluster.map_or(0, |cluster| cluster.version.into());
+        let room = parts.raft.disk_space().room();
         let predecessor = cluster.and_then(|cluster| cluster.predecessor);
         Ok(Response::new(v1::GetStatusResponse {
             header: Some(self.header_at(status.digests.revision, false)),
@@ -148,6 +149,9 @@ impl ClusterService for Api {
             restored: cluster.and_then(|cluster| cluster.restored).map(convert::restored),
             predecessor_id: predecessor.map(|id| id.to_string()).unwrap_or_default(),
             history_missing_entries: status.fetching.missing_entries,
+            disk_free_bytes: room.free,
+            disk_low_water_bytes: room.mark,
+            disk_low: room.low,
         }))
     }
 

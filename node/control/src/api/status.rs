@@ -26,6 +26,9 @@ const RETRY_WITHOUT_LEADER: Duration = Duration::from_millis(200);
 /// When it is worth to ask again after the queue was full: it is emptied many times a second.
 const RETRY_OVERLOADED: Duration = Duration::from_millis(100);
 
+/// When it is worth to ask again after a disk was low: somebody has to make room first.
+const RETRY_DISK_LOW: Duration = Duration::from_secs(30);
+
 /// Details travel in HTTP/2 headers, of which peers take 8 to 16 KiB: so many violations are named at most, …
 const MAX_VIOLATIONS: usize = 16;
 /// … with texts of so many bytes, …
@@ -183,6 +186,16 @@ pub(crate) fn submit(error: &SubmitError) -> Status {
     match error {
         SubmitError::Rejected(rejection) => rejected(rejection),
         SubmitError::Unavailable(why) => unavailable(why),
+        SubmitError::DiskLow(low) => {
+            let mut problem = Problem::new(Code::ResourceExhausted, "DISK_LOW", low.to_string());
+            if let Some(first) = low.0.first() {
+                problem = problem
+                    .with("node", &first.node)
+                    .with("free_bytes", &first.free)
+                    .with("low_water_bytes", &first.mark);
+            }
+            problem.retry_after(RETRY_DISK_LOW).status()
+        }
         SubmitError::Overloaded(why) => {
             Problem::new(Code::ResourceExhausted, "OVERLOADED", why).retry_after(RETRY_OVERLOADED).status()
         }
@@ -195,6 +208,7 @@ pub(crate) fn result_of(error: &SubmitError) -> &'static str {
         SubmitError::Rejected(rejection) => rejection.code(),
         SubmitError::Unavailable(_) => "UNAVAILABLE",
         SubmitError::Overloaded(_) => "OVERLOADED",
+        SubmitError::DiskLow(_) => "DISK_LOW",
     }
 }
 
@@ -344,6 +358,13 @@ mod tests {
         assert!(status.get_error_details().retry_info().is_some());
         let status = submit(&SubmitError::Overloaded("full".into()));
         assert_eq!(status.code(), Code::ResourceExhausted);
+        assert!(status.get_error_details().retry_info().is_some());
+        let low = crate::disk::LowNode { node: "n1".into(), free: 3 << 20, mark: 9 << 20 };
+        let status = submit(&SubmitError::DiskLow(crate::disk::LowDisks(vec![low])));
+        let info = status.get_error_details().error_info().unwrap().clone();
+        assert_eq!((status.code(), info.reason.as_str()), (Code::ResourceExhausted, "DISK_LOW"));
+        assert_eq!((info.metadata["node"].as_str(), info.metadata["free_bytes"].as_str()), ("n1", "3145728"));
+        assert!(status.message().contains("node n1 has 3 MiB free, and its mark is 9 MiB"), "{status}");
         assert!(status.get_error_details().retry_info().is_some());
         let status = history(&HistoryError::Compacted { oldest: 17 });
         assert_eq!(status.code(), Code::OutOfRange);

@@ -16,7 +16,8 @@ use tokio_util::task::TaskTracker;
 pub use forwarder::CommandForwarder;
 use link::Link;
 
-use crate::decider::{Answer, Full, QueueSender, Undecided};
+use crate::decider::{Answer, Full, QueueSender, Refusal, Undecided};
+use crate::disk::LowDisks;
 use crate::raft::node::RaftNode;
 use crate::raft::types::NodeId;
 
@@ -38,6 +39,18 @@ pub enum SubmitError {
     /// The leader has too much to do right now.
     #[error("{0}")]
     Overloaded(String),
+    /// It is new work, and there is no room for it.
+    #[error("{0}")]
+    DiskLow(LowDisks),
+}
+
+impl From<Refusal> for SubmitError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Rejected(rejection) => Self::Rejected(rejection),
+            Refusal::DiskLow(low) => Self::DiskLow(low),
+        }
+    }
 }
 
 /// What the leader's node answers to a forwarded command.
@@ -46,12 +59,15 @@ enum Forwarded {
     Answered(Result<Outcome, Rejection>),
     Undecided(String),
     Full,
+    DiskLow(LowDisks),
 }
 
 impl From<Result<Answer, Full>> for Forwarded {
     fn from(answer: Result<Answer, Full>) -> Self {
         match answer {
-            Ok(Ok(decision)) => Self::Answered(decision),
+            Ok(Ok(Ok(outcome))) => Self::Answered(Ok(outcome)),
+            Ok(Ok(Err(Refusal::Rejected(rejection)))) => Self::Answered(Err(rejection)),
+            Ok(Ok(Err(Refusal::DiskLow(low)))) => Self::DiskLow(low),
             Ok(Err(Undecided(why))) => Self::Undecided(why),
             Err(Full) => Self::Full,
         }
@@ -99,6 +115,7 @@ impl Commands {
             let why = match answer {
                 Ok(Forwarded::Answered(Ok(outcome))) => return Ok(outcome),
                 Ok(Forwarded::Answered(Err(rejection))) => return Err(SubmitError::Rejected(rejection)),
+                Ok(Forwarded::DiskLow(low)) => return Err(SubmitError::DiskLow(low)),
                 Ok(Forwarded::Full) => return Err(SubmitError::Overloaded(Full.to_string())),
                 Ok(Forwarded::Undecided(why)) => why,
                 Err(_) => return Err(self.unavailable("the leader did not answer in time")),
@@ -125,7 +142,7 @@ impl Commands {
         let answer = self.inner.queue.push(request, deadline, Some(term));
         let answer = answer.map_err(|full| SubmitError::Overloaded(full.to_string()))?;
         match timeout_at(deadline, answer).await {
-            Ok(Ok(Ok(decision))) => decision.map_err(SubmitError::Rejected),
+            Ok(Ok(Ok(decision))) => decision.map_err(SubmitError::from),
             Ok(Ok(Err(Undecided(why)))) => Err(SubmitError::Unavailable(why)),
             Ok(Err(_)) => Err(SubmitError::Unavailable(dropped().to_string())),
             Err(_) => Err(SubmitError::Unavailable("not decided in time".into())),

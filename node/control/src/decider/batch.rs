@@ -1,21 +1,21 @@
 //! The answers that wait for one entry.
 
-use sandkeeper_statemachine::{Outcome, Rejection, Revision};
+use sandkeeper_statemachine::{Outcome, Revision};
 use tokio::sync::oneshot;
 
-use super::{Answer, Undecided};
+use super::{Answer, Refusal, Undecided};
 use crate::raft::types::Applied;
 
 /// Answers that are ready, but must not be given before the entry that they rest on is applied.
 #[derive(Default)]
 pub(super) struct Batch {
-    answers: Vec<(oneshot::Sender<Answer>, Result<Outcome, Rejection>)>,
+    answers: Vec<(oneshot::Sender<Answer>, Result<Outcome, Refusal>)>,
     /// The revision after the batch's entry; None: it has none, and waits for a confirmation only.
     revision: Option<Revision>,
 }
 
 impl Batch {
-    pub(super) fn push(&mut self, reply: oneshot::Sender<Answer>, decision: Result<Outcome, Rejection>) {
+    pub(super) fn push(&mut self, reply: oneshot::Sender<Answer>, decision: Result<Outcome, Refusal>) {
         self.answers.push((reply, decision));
     }
 

@@ -31,6 +31,7 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::clock::{Clocks, LeaderClock};
+use crate::disk::{DiskSpace, LowDisks};
 use crate::metrics::Metrics;
 use crate::raft::types::{Applied, EntryData};
 use batch::Batch;
@@ -62,8 +63,17 @@ const CLUSTER_VERSION: u32 = 1;
 #[error("{0}")]
 pub struct Undecided(pub String);
 
+/// Why a command is not carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Every leader would refuse it in this state.
+    Rejected(Rejection),
+    /// It is new work, and there is no room for it on the disks.
+    DiskLow(LowDisks),
+}
+
 /// What becomes of a command.
-pub type Answer = Result<Result<Outcome, Rejection>, Undecided>;
+pub type Answer = Result<Result<Outcome, Refusal>, Undecided>;
 
 /// The fate of a proposed entry.
 pub type Fate = BoxFuture<'static, Result<Applied, Undecided>>;
@@ -87,6 +97,8 @@ pub struct Surroundings {
     pub metrics: Arc<Metrics>,
     /// The time of each term.
     pub clocks: Clocks,
+    /// How much room there is for what is decided.
+    pub disk: DiskSpace,
 }
 
 /// Runs the decider of one term, until it is cancelled or something that it rests on fails. Commands that are left in
@@ -108,6 +120,7 @@ pub async fn run(
         knowledge: surroundings.knowledge,
         metrics: surroundings.metrics,
         clock,
+        disk: surroundings.disk,
         in_flight: FuturesOrdered::new(),
         next_housekeeping: Instant::now(),
     };
@@ -130,6 +143,7 @@ struct Decider {
     knowledge: LeaderKnowledge,
     metrics: Arc<Metrics>,
     clock: LeaderClock,
+    disk: DiskSpace,
     in_flight: FuturesOrdered<BoxFuture<'static, (Batch, Result<Applied, Undecided>)>>,
     next_housekeeping: Instant,
 }
@@ -195,6 +209,7 @@ impl Decider {
             let mut draft = Draft::new(self.working.clone(), self.clock.now());
             let mut batch = Batch::default();
             let mut surroundings = self.knowledge.surroundings();
+            let low = self.disk.refusal();
             while !draft.is_full()
                 && let Some(command) = own.next()
             {
@@ -218,7 +233,12 @@ impl Decider {
                     queued.give_up("it rests on what the leader of another term has observed");
                     continue;
                 }
-                let decision = draft.decide(&queued.request, &mut surroundings);
+                let decision = match &low {
+                    Some(low) if queued.request.command.is_new_work() => draft
+                        .decide_without_events(&queued.request, &mut surroundings)
+                        .map_or_else(|| Err(Refusal::DiskLow(low.clone())), as_answer),
+                    _ => as_answer(draft.decide(&queued.request, &mut surroundings)),
+                };
                 batch.push(queued.reply, decision);
             }
             self.metrics.decide_seconds.observe(begun.elapsed().as_secs_f64());
@@ -262,4 +282,8 @@ impl Decider {
         }));
         Ok(())
     }
+}
+
+fn as_answer(decision: Result<Outcome, Rejection>) -> Result<Outcome, Refusal> {
+    decision.map_err(Refusal::Rejected)
 }

@@ -8,7 +8,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use sandkeeper_statemachine::{
     Actor, AgentSpec, CallerId, Capacity, Command, CreateSandbox, Entry, FailurePolicy, Incarnation, Label,
-    Mode, Outcome, Rejection, Request, Resources, SandboxName, SandboxSpec, State, Timestamp,
+    Mode, Outcome, Rejection, Request, Resources, SandboxName, SandboxRef, SandboxSpec, State, Target,
+    Timestamp,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -57,6 +58,13 @@ struct Bench {
 impl Bench {
     /// A decider on a state with one agent of `slots` slots.
     fn new(slots: u64) -> Self {
+        Self::with_low_water(slots, 0)
+    }
+
+    /// The same, on a node whose disk is low if less than this is free.
+    fn with_low_water(slots: u64, low_water: u64) -> Self {
+        let folder = std::env::temp_dir();
+        let disk = DiskSpace::open("n1", &folder, Some(low_water)).unwrap();
         let consensus = Arc::new(Scripted::default());
         let (queue, mut receiver) = queue();
         let stop = CancellationToken::new();
@@ -66,6 +74,7 @@ impl Bench {
                 knowledge: LeaderKnowledge::default(),
                 metrics: Arc::new(Metrics::new()),
                 clocks: Clocks::default(),
+                disk,
             };
             run(TERM, fleet(slots), &mut receiver, for_decider, around, for_stop).await;
         });
@@ -255,8 +264,8 @@ async fn a_confirmed_leader_refuses_and_repeats_its_first_answer() {
     assert!(
         matches!(again, Outcome::Sandbox { sandbox: same, duplicate: true, .. } if same.id == sandbox.id)
     );
-    assert!(matches!(taken.await.unwrap().unwrap(), Err(Rejection::NameTaken { .. })));
-    assert!(matches!(full.await.unwrap().unwrap(), Err(Rejection::NoCapacity(_))));
+    assert!(matches!(taken.await.unwrap().unwrap(), Err(Refusal::Rejected(Rejection::NameTaken { .. }))));
+    assert!(matches!(full.await.unwrap().unwrap(), Err(Refusal::Rejected(Rejection::NoCapacity(_)))));
     confirmed.abort();
 }
 
@@ -315,4 +324,45 @@ async fn the_queue_is_bounded_by_commands_and_by_bytes() {
     }
     let pushed = (0..32).flat_map(|_| sender.push(large.clone(), deadline, None)).count();
     assert_eq!(pushed, 15, "sixteen and their envelopes are more than {MAX_QUEUED_BYTES} bytes");
+}
+
+/// What is carried out already is answered as before, what can't be is refused as before; only what would be new is
+/// refused for lack of room. What ends something goes on.
+#[tokio::test]
+async fn on_a_low_disk_new_work_is_refused_and_all_else_goes_on() {
+    let bench = Bench::with_low_water(4, u64::MAX);
+    let commands = |command| Request {
+        actor: Actor::Client("test".into()),
+        id: Some(CallerId { id: "r9".parse().unwrap(), retention: 60_000_000_000 }),
+        command,
+    };
+    let mut invalid = create("bad", "r2");
+    if let Command::CreateSandbox(create) = &mut invalid.command {
+        create.recovery_timeout_seconds = u32::MAX;
+    }
+    let name = SandboxName { namespace: Label::default_name(), name: "web".parse().unwrap() };
+    let target = Target { sandbox: SandboxRef::Name(name), expected_revision: None };
+    let new = bench.push(create("web", "r1"));
+    let invalid = bench.push(invalid);
+    let missing = bench.push(commands(Command::TerminateSandbox(target)));
+    let mut refusals = Vec::new();
+    for mut answer in [new, invalid, missing] {
+        // They are decided one by one or together.
+        let answered = eventually(|| {
+            if let Some(confirmation) = bench.consensus.confirmations.lock().unwrap().pop_front() {
+                confirmation.send(Ok(())).unwrap();
+            }
+            answer.try_recv().ok()
+        });
+        refusals.push(answered.await.unwrap().unwrap_err());
+    }
+    assert!(matches!(&refusals[0], Refusal::DiskLow(low) if low.0[0].node == "n1"), "{refusals:?}");
+    assert!(matches!(&refusals[1], Refusal::Rejected(Rejection::Invalid(_))), "{refusals:?}");
+    assert!(matches!(&refusals[2], Refusal::Rejected(Rejection::SandboxNotFound(_))), "{refusals:?}");
+
+    let agent = "a".parse().unwrap();
+    let cordon = bench.push(commands(Command::CordonAgent { agent, reason: "full".into() }));
+    let (entry, fate) = bench.proposal().await;
+    fate.send(Ok(done(&entry))).unwrap();
+    assert!(cordon.await.unwrap().unwrap().is_ok());
 }

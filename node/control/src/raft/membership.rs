@@ -167,11 +167,12 @@ impl RaftNode {
     /// Makes a snapshot now, and returns when openraft has taken note of the wish.
     ///
     /// # Errors
-    /// If nothing is applied yet, or Raft has stopped.
+    /// If nothing is applied yet, there is no room for it, or Raft has stopped.
     pub async fn trigger_snapshot(&self) -> Changed {
         if self.replica().view().applied.is_none() {
             return Err(MembershipError::Refused("there is nothing yet to make a snapshot of".to_owned()));
         }
+        self.inner.snapshots.has_room(&self.inner.space).map_err(MembershipError::Refused)?;
         self.inner.raft.trigger().snapshot().await.map_err(|fatal| unavailable(fatal.to_string()))
     }
 

@@ -25,6 +25,7 @@ use super::snapshots::SnapshotState;
 use super::state_machine::{Observers, StateMachine};
 use super::types::{Member, NodeId, TypeConfig};
 use crate::config::Config;
+use crate::disk::DiskSpace;
 use crate::history::index::{self, SubjectIndex};
 use crate::history::{Elsewhere, History, Recorder};
 use crate::storage::identity::NodeIdentity;
@@ -33,6 +34,7 @@ use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
 use crate::storage::{StorageError, describe};
 
 mod confirm;
+mod hung_disk;
 mod proposal;
 mod snapshot_trigger;
 mod status;
@@ -44,6 +46,8 @@ pub use status::{MemberStatus, NodeStatus, Role};
 const MAX_APPEND_ENTRIES: u64 = 4096;
 /// For the small calls that begin a snapshot transfer; the transfer itself has limits of its own.
 const SNAPSHOT_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long closing the log may take beyond the deadline of a shutdown: some fsyncs.
+const LOG_CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a peer is left alone after it was not reachable: first, then twice as long, and so on.
 const PEER_BACKOFF: &str = "50ms 100ms ...1s";
 /// A leader that reaches no majority falls silent for this many longest election timeouts, so that nodes that hear
@@ -58,6 +62,8 @@ pub struct Disk {
     pub log: LogStore,
     /// Its snapshots.
     pub snapshots: SnapshotStore,
+    /// How much room there is.
+    pub space: DiskSpace,
 }
 
 /// Why a node could not be started.
@@ -97,6 +103,7 @@ pub(super) struct Inner {
     pub(super) cancel: CancellationToken,
     pub(super) tasks: TaskTracker,
     pub(super) log: LogStore,
+    pub(super) space: DiskSpace,
     leadership: watch::Receiver<Option<LeaderTerm>>,
     fatal: watch::Sender<Option<String>>,
     /// See [`super::removal`].
@@ -117,7 +124,7 @@ impl RaftNode {
             peer_address: config.advertise_peer.clone(),
             api_address: config.advertise_api.clone(),
         };
-        let Disk { identity, log, snapshots: store } = disk;
+        let Disk { identity, log, snapshots: store, space } = disk;
         let expect = config.bootstrap_expect.unwrap_or(0) as u64;
         let local = Arc::new(LocalNode::new(identity.node_id, member, expect, identity.cluster_id.clone()));
         let peers = Arc::new(Peers::new(Arc::clone(&local)));
@@ -159,6 +166,7 @@ impl RaftNode {
             cancel,
             tasks,
             log,
+            space,
             leadership,
             fatal: watch::channel(None).0,
             removed: AtomicBool::new(false),
@@ -194,10 +202,13 @@ impl RaftNode {
             raft,
             snapshots,
             replica.clone(),
+            self.inner.space.clone(),
             snapshot_log_bytes,
             cancel.clone(),
         ));
         let (watched, cancelled) = (removal::watch(self.clone()), cancel.clone());
+        tasks.spawn(async move { cancelled.run_until_cancelled(watched).await });
+        let (watched, cancelled) = (hung_disk::watch(self.clone()), cancel.clone());
         tasks.spawn(async move { cancelled.run_until_cancelled(watched).await });
         if identity.cluster_id.is_none() {
             let keep = keep_cluster_id(replica.clone(), identity, data_dir);
@@ -269,6 +280,11 @@ impl RaftNode {
         if let Some(Err(fault)) = self.inner.cancel.run_until_cancelled(build).await {
             self.report_fault(&fault);
         }
+    }
+
+    /// How much room its disk has.
+    pub fn disk_space(&self) -> &DiskSpace {
+        &self.inner.space
     }
 
     /// Connections to the other nodes.
@@ -346,7 +362,12 @@ impl RaftNode {
         if timeout_at(deadline, self.inner.tasks.wait()).await.is_err() {
             tracing::warn!("some tasks did not stop in time");
         }
-        self.inner.log.shutdown().await
+        // A disk that hangs keeps the log's writer; nobody may wait for that.
+        let closing = deadline.max(Instant::now() + LOG_CLOSE_TIMEOUT);
+        timeout_at(closing, self.inner.log.shutdown()).await.unwrap_or_else(|_| {
+            tracing::warn!("the log was not closed in time: does its disk hang?");
+            Ok(())
+        })
     }
 }
 

@@ -11,10 +11,10 @@ use openraft::raft::AppendEntriesRequest;
 use sandkeeper_proto::internal::peer_service_server::{PeerService, PeerServiceServer};
 use sandkeeper_proto::internal::{
     ChangeMembershipRequest, ChangeMembershipResponse, ClockRequest, ClockResponse, DescribeRequest,
-    DescribeResponse, DigestRequest, DigestResponse, FindEventsRequest, FindEventsResponse, ForwardRequest,
-    ForwardResponse, HistoryEntriesRequest, HistoryEntriesResponse, HistoryStartRequest,
-    HistoryStartResponse, RaftMessage, ReadHistoryRequest, ReadHistoryResponse, ReadIndexRequest,
-    ReadIndexResponse, SnapshotChunk, SnapshotOffsetRequest, SnapshotOffsetResponse,
+    DescribeResponse, DigestRequest, DigestResponse, DiskRequest, DiskResponse, FindEventsRequest,
+    FindEventsResponse, ForwardRequest, ForwardResponse, HistoryEntriesRequest, HistoryEntriesResponse,
+    HistoryStartRequest, HistoryStartResponse, RaftMessage, ReadHistoryRequest, ReadHistoryResponse,
+    ReadIndexRequest, ReadIndexResponse, SnapshotChunk, SnapshotOffsetRequest, SnapshotOffsetResponse,
 };
 use sandkeeper_statemachine::DIGEST_FORM;
 use serde::Serialize;
@@ -279,6 +279,12 @@ impl PeerService for PeerApi {
 
     async fn clock(&self, _: Request<ClockRequest>) -> Answer<ClockResponse> {
         Ok(Response::new(ClockResponse { unix_nanos: crate::clock::wall().0 }))
+    }
+
+    async fn disk(&self, _: Request<DiskRequest>) -> Answer<DiskResponse> {
+        let room = self.node.disk_space().room();
+        let answer = DiskResponse { free_bytes: room.free, low_water_bytes: room.mark, low: room.low };
+        Ok(Response::new(answer))
     }
 
     async fn change_membership(

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 
 use super::replica::View;
 use super::types::{Snapshot, SnapshotMeta, TypeConfig};
+use crate::disk::{DiskSpace, Size};
 use crate::history::checkpoints::{Checkpoint, Checkpoints};
 use crate::history::{Digests, digests_of};
 use crate::storage::describe;
@@ -215,6 +216,26 @@ impl SnapshotState {
     pub(crate) fn is_due(&self, log_bytes: u64) -> bool {
         let newest = self.newest().map_or(0, |snapshot| snapshot.snapshot.length());
         !self.is_building() && self.bytes_since() > log_bytes.max(newest)
+    }
+
+    /// Whether there is room for one more snapshot, and half of the low-water mark beside it. It can't be larger than
+    /// the newest one and what was applied since.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn has_room(&self, space: &DiskSpace) -> Result<(), String> {
+        let newest = self.newest().map_or(0, |snapshot| snapshot.snapshot.length());
+        let room = space.room();
+        let needed = newest.saturating_add(self.bytes_since()).saturating_add(room.mark / 2);
+        if room.free >= needed {
+            return Ok(());
+        }
+        Err(format!(
+            "the disk of {} has {} free, and a snapshot may need {}",
+            space.node(),
+            Size(room.free),
+            Size(needed)
+        ))
     }
 
     /// Whether one is being made.

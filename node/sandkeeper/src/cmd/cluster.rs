@@ -263,7 +263,24 @@ fn status_rows(answers: &[Answer<v1::GetStatusResponse>]) -> String {
             )
         })
     });
-    std::iter::once(table).chain(fetching).collect::<Vec<_>>().join("\n")
+    let low = answers.iter().filter_map(|answer| low_disk(&answer.name, answer.result.as_ref().ok()?));
+    std::iter::once(table).chain(fetching).chain(low).collect::<Vec<_>>().join("\n")
+}
+
+/// What an operator has to know of a disk that is nearly full.
+fn low_disk(name: &str, status: &v1::GetStatusResponse) -> Option<String> {
+    let follows = if status.state == "leader" {
+        "It leads, so creates, resets and adoptions are refused."
+    } else {
+        "If it led, or if another one's were low too, creates would be refused."
+    };
+    status.disk_low.then(|| {
+        format!(
+            "{name}: the disk is nearly full: {} are free, and the mark is {}. {follows} Make room.",
+            human::bytes(status.disk_free_bytes),
+            human::bytes(status.disk_low_water_bytes)
+        )
+    })
 }
 
 /// What an operator has to know of a restore that is not confirmed.
@@ -301,6 +318,9 @@ mod tests {
                 state: state.into(),
                 term,
                 leader: "n2".into(),
+                disk_free_bytes: 3 << 20,
+                disk_low_water_bytes: 512 << 20,
+                disk_low: name != "n3" && term == 4,
                 members,
                 version: "0.1.0".into(),
                 ..v1::GetStatusResponse::default()
@@ -321,6 +341,7 @@ mod tests {
         n1     n1:7600   leader     n2       3      0          0         0          0        -1h      0ms      0.1.0
         n2     n2:7600   leader     n2       4      0          0         0          0        +200µs   0ms      0.1.0
         n3     n3:7600   follower   n2       4      0          0         0          0        -        0ms      0.1.0
+        n2: the disk is nearly full: 3MiB are free, and the mark is 512MiB. It leads, so creates, resets and adoptions are refused. Make room.
         ");
     }
 

@@ -49,7 +49,13 @@ pub fn run() -> ExitCode {
 fn dispatch(Cli { globals, command }: Cli) -> Result<(), CliError> {
     match command {
         Command::Completion(args) => completion::run(&args),
-        Command::Server(args) => threaded()?.block_on(server::run(args)),
+        Command::Server(args) => {
+            let runtime = threaded()?;
+            let ended = runtime.block_on(server::run(args));
+            // A call on a disk that hangs never ends, and nobody waits for it.
+            runtime.shutdown_background();
+            ended
+        }
         Command::Agent(args) => threaded()?.block_on(agent::run(args, &globals)),
         Command::Dev(args) => threaded()?.block_on(dev::run(args)),
         Command::Inspect(args) => threaded()?.block_on(inspect::run(&args, &globals)),

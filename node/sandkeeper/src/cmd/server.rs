@@ -75,6 +75,9 @@ pub struct ServerArgs {
     /// Make a snapshot after this much log [default: 64MiB]
     #[arg(long, env = "SANDKEEPER_SNAPSHOT_LOG_BYTES", value_name = "BYTES", value_parser = parse::bytes, hide_env_values = true)]
     snapshot_log_bytes: Option<u64>,
+    /// Take no new work while less than this is free for the data; 0: always [default: 512MiB, at most a tenth of the disk]
+    #[arg(long, env = "SANDKEEPER_DISK_LOW_WATER", value_name = "BYTES", value_parser = parse::bytes, hide_env_values = true)]
+    disk_low_water: Option<u64>,
     /// An agent that was not heard of for this long is lost [default: 10s]
     #[arg(long, env = "SANDKEEPER_LOST_AFTER", value_name = "DURATION", value_parser = parse::duration, hide_env_values = true)]
     lost_after: Option<Duration>,
@@ -111,6 +114,8 @@ struct ServerFile {
     catch_up_entries: Option<u64>,
     #[serde(deserialize_with = "settings::bytes")]
     snapshot_log_bytes: Option<u64>,
+    #[serde(deserialize_with = "settings::bytes")]
+    disk_low_water: Option<u64>,
     #[serde(deserialize_with = "settings::duration")]
     lost_after: Option<Duration>,
     #[serde(deserialize_with = "settings::duration")]
@@ -188,6 +193,7 @@ fn resolve(args: ServerArgs) -> Result<Config, CliError> {
             .snapshot_log_bytes
             .or(file.snapshot_log_bytes)
             .unwrap_or(config::DEFAULT_SNAPSHOT_LOG_BYTES),
+        disk_low_water: args.disk_low_water.or(file.disk_low_water),
         heartbeat,
         election,
         lost_after: args.lost_after.or(file.lost_after).unwrap_or(config::DEFAULT_LOST_AFTER),
@@ -249,7 +255,8 @@ mod tests {
     fn a_flag_is_before_the_file_and_the_file_before_the_default() {
         let (folder, path) = file(
             "name = 'from-file'\ndata_dir = 'data'\nlost_after = '3s'\nelection_ms = '500-900'\n\
-             join = ['a:1', 'b:2']\nsnapshot_log_bytes = '1MiB'\ncatch_up_entries = 9\n[history]\nretain_entries = 7\nretain_bytes = '3GiB'\n",
+             join = ['a:1', 'b:2']\nsnapshot_log_bytes = '1MiB'\ncatch_up_entries = 9\n\
+             disk_low_water = '2GiB'\n[history]\nretain_entries = 7\nretain_bytes = '3GiB'\n",
         );
         let config = resolved(&["--config", &path, "--name", "from-flag"]).unwrap();
         assert_eq!(config.name, "from-flag");
@@ -260,6 +267,9 @@ mod tests {
         assert_eq!((config.snapshot_log_bytes, config.history_retain_entries), (1 << 20, 7));
         assert_eq!(config.history_retain_bytes, 3 << 30);
         assert_eq!(config.catch_up_entries, 9);
+        assert_eq!(config.disk_low_water, Some(2 << 30));
+        let config = resolved(&["--config", &path, "--disk-low-water", "0"]).unwrap();
+        assert_eq!(config.disk_low_water, Some(0));
         assert_eq!(config.orphan_grace, config::DEFAULT_ORPHAN_GRACE);
     }
 

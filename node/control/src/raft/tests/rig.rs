@@ -20,6 +20,7 @@ use tonic::{Status, Streaming};
 
 use crate::api::Searcher;
 use crate::config::Config;
+use crate::disk::DiskSpace;
 use crate::history::testing::{filler, filler_of};
 use crate::raft::RaftNode;
 use crate::raft::bootstrap::{BootstrapError, Entered, enter};
@@ -116,7 +117,9 @@ impl Site {
         });
         let log = LogStore::open(&path.join("log"), self.log.clone()).unwrap();
         let snapshots = SnapshotStore::open(&path.join("snapshots")).unwrap();
-        let node = RaftNode::start(&self.config, Disk { identity, log, snapshots }).await.unwrap();
+        let space = DiskSpace::open(&self.config.name, path, self.config.disk_low_water).unwrap();
+        let disk = Disk { identity, log, snapshots, space };
+        let node = RaftNode::start(&self.config, disk).await.unwrap();
         let listener =
             eventually("the port is free", || async { TcpListener::bind(self.address()).await.ok() }).await;
         let cancel = CancellationToken::new();

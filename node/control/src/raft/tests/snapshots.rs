@@ -4,6 +4,7 @@ use sandkeeper_proto::internal::{SnapshotChunk, SnapshotOffsetRequest};
 use tonic::Code;
 
 use super::rig::{Running, Site, all_equal, cluster, eventually, leader, write};
+use crate::config::Config;
 use crate::history::HistoryError;
 use crate::raft::codec;
 use crate::raft::transfer::{Announcement, TransferHead};
@@ -136,4 +137,19 @@ async fn a_snapshot_is_made_after_so_many_bytes_of_log() {
         })
         .await;
     }
+}
+
+/// A snapshot that fails stops the node; one for which there is no room waits, and the node goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_without_room_is_put_off() {
+    let settings = |config: &mut Config| {
+        (config.snapshot_log_bytes, config.disk_low_water) = (1_000, Some(u64::MAX));
+    };
+    let (_sites, nodes) = cluster(1, settings).await;
+    write(&nodes, 50).await;
+    assert!(nodes[0].node.inner.snapshots.is_due(1_000));
+    let refused = nodes[0].node.trigger_snapshot().await.unwrap_err().to_string();
+    assert!(refused.contains("free, and a snapshot may need"), "{refused}");
+    write(&nodes, 50).await;
+    assert_eq!(nodes[0].node.status().snapshot, None);
 }

@@ -1,7 +1,8 @@
 //! What the log store has done since it was opened, for `/metrics` and for the trigger of snapshots.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Counters since the log store was opened. They only grow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,12 +33,34 @@ pub(super) struct Counters {
     appended_bytes: AtomicU64,
     databases_created: AtomicU64,
     databases_removed: AtomicU64,
+    /// When the writer began what it is at, or got further with it; None: it waits for work.
+    at_work: Mutex<Option<Instant>>,
 }
 
 impl Counters {
+    pub(super) fn begins(&self) {
+        *self.at_work() = Some(Instant::now());
+    }
+
+    pub(super) fn ends(&self) {
+        *self.at_work() = None;
+    }
+
+    pub(super) fn unfinished_for(&self) -> Option<Duration> {
+        self.at_work().map(|since| since.elapsed())
+    }
+
+    fn at_work(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn synced(&self, took: Duration) {
         self.fsyncs.fetch_add(1, Ordering::Relaxed);
         self.fsync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        // A slow disk gets further with each fsync of a longer work; one that hangs does not.
+        if let Some(since) = &mut *self.at_work() {
+            *since = Instant::now();
+        }
     }
 
     pub(super) fn appended(&self, entries: u64, bytes: u64) {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use tokio::sync::{mpsc, oneshot};
@@ -24,8 +25,8 @@ use crate::storage::files::failed;
 /// A clone is another handle on the same store; only openraft writes. All methods may be called on the runtime:
 /// what blocks runs on threads of its own.
 ///
-/// Nothing here has a deadline, as there is nothing that could be done instead of waiting for the disk: openraft
-/// stops answering its peers, and they elect another leader.
+/// Nothing here has a deadline, as there is nothing that could be done instead of waiting for the disk. A leader that
+/// waits too long ([`LogStore::unfinished_for`]) hands over (`raft::node::hung_disk`).
 #[derive(Clone)]
 pub struct LogStore {
     shared: Arc<Shared>,
@@ -90,6 +91,17 @@ impl LogStore {
         let (adopted, outcome) = oneshot::channel();
         place.send(Operation::Adopt { fetched: Box::new(fetched), adopted });
         outcome.await.unwrap_or_else(|_| Err(self.gone()))
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        self.shared.databases.root()
+    }
+
+    /// How long the writer has not got further with what it is at: no fsync has ended, nor the work. None: it waits for
+    /// work.
+    pub fn unfinished_for(&self) -> Option<Duration> {
+        self.shared.counters.unfinished_for()
     }
 
     /// What was done since the store was opened.

@@ -145,7 +145,10 @@ impl Writer {
                     self.finish(done);
                     return refuse(&mut queue, waiting, "it was shut down");
                 }
-                if let Err(cause) = self.perform(operation, &mut waiting) {
+                self.shared.counters.begins();
+                let performed = self.perform(operation, &mut waiting);
+                self.shared.counters.ends();
+                if let Err(cause) = performed {
                     tracing::error!(cause, "the log can't be written; this node has to stop");
                     self.shared.databases.abandon();
                     std::mem::forget((self.meta, self.current));

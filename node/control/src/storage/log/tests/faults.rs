@@ -3,8 +3,10 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::time::Duration;
 
 use super::*;
+use crate::storage::describe;
 
 #[tokio::test]
 async fn appends_that_wait_share_an_fsync_and_are_readable_at_once() {
@@ -46,6 +48,48 @@ async fn appends_that_wait_share_an_fsync_and_are_readable_at_once() {
     assert!(fsyncs <= 5, "{fsyncs} fsyncs for 100 appends");
     store.shutdown().await.unwrap();
     assert_eq!(all(&open(dir.path())).await.len(), 101);
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_noticed_and_one_that_only_takes_long_gets_further() {
+    let dir = tempfile::tempdir().unwrap();
+    let (let_go, held) = mpsc::channel::<()>();
+    let (closed, held) = (Arc::new(AtomicBool::new(false)), Mutex::new(held));
+    let closed_too = Arc::clone(&closed);
+    let options = with_sync(move |file| {
+        if closed_too.load(Ordering::SeqCst) {
+            let _ = held.lock().unwrap().recv();
+        }
+        file.sync_data()
+    });
+    let mut store = LogStore::open(dir.path(), options).unwrap();
+    append(&mut store, [entry(1, 0, 10)]).await;
+    let until = async |wanted: &dyn Fn(Option<Duration>) -> bool| {
+        while !wanted(store.unfinished_for()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    until(&|unfinished| unfinished.is_none()).await;
+    closed.store(true, Ordering::SeqCst);
+    let told = start_append(&mut store.clone(), [entry(1, 1, 10)]).await;
+    let long = Duration::from_millis(100);
+    until(&|unfinished| unfinished.is_some_and(|unfinished| unfinished > long)).await;
+    drop(let_go);
+    told.await.unwrap();
+    until(&|unfinished| unfinished.is_none()).await;
+}
+
+#[test]
+fn an_error_that_somebody_can_mend_says_how() {
+    let said = |errno: i32| {
+        let error = io::Error::from_raw_os_error(errno);
+        describe(&crate::storage::files::failed("write", Path::new("/data/log/db"))(error))
+    };
+    let full = said(28);
+    assert!(full.starts_with("cannot write /data/log/db (make room there"), "{full}");
+    assert!(full.ends_with("): No space left on device (os error 28)"), "{full}");
+    assert!(said(30).contains("repair the disk"), "{}", said(30));
+    assert_eq!(said(5), "cannot write /data/log/db: Input/output error (os error 5)");
 }
 
 #[tokio::test]
