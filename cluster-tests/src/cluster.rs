@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use sandkeeper_client::{Client, v1};
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use test_ports::Ports;
 
 use crate::leftovers::kill_shims;
-use crate::wait::eventually;
+use crate::wait::{LONG, eventually};
 use crate::{Cut, Process, Proxy, binary, by_id, get};
 
 /// What a cluster is made of.
@@ -28,6 +28,8 @@ pub struct ClusterOptions {
     pub agent_flags: Vec<String>,
     /// Whether each agent reaches the control nodes through a [`Proxy`] of its own, which can be cut.
     pub proxies: bool,
+    /// The folder that the nodes' data directories are in, instead of the cluster's own.
+    pub data_dirs: Option<PathBuf>,
 }
 
 impl Default for ClusterOptions {
@@ -39,6 +41,7 @@ impl Default for ClusterOptions {
             server_flags: Vec::new(),
             agent_flags: Vec::new(),
             proxies: false,
+            data_dirs: None,
         }
     }
 }
@@ -103,12 +106,13 @@ impl Cluster {
         let ports = Ports::take(options.nodes * 3);
         let mut addresses = ports.addresses().into_iter();
         let mut address = || addresses.next().expect("as many as were asked for");
+        let data_dirs = options.data_dirs.clone().unwrap_or_else(|| folder.path().to_owned());
         let nodes = (0..options.nodes).map(|index| NodeProcess {
             name: format!("n{index}"),
             api: address(),
             peer: address(),
             http: address(),
-            data_dir: folder.path().join(format!("n{index}")),
+            data_dir: data_dirs.join(format!("n{index}")),
             process: None,
         });
         let nodes: Vec<_> = nodes.collect();
@@ -186,7 +190,6 @@ impl Cluster {
         let addresses = ports.addresses();
         self.ports.push(ports);
         let index = self.nodes.len();
-        let joins: Vec<_> = self.nodes.iter().map(|node| node.peer.clone()).collect();
         let node = NodeProcess {
             name: format!("n{index}"),
             api: addresses[0].clone(),
@@ -195,10 +198,34 @@ impl Cluster {
             data_dir: self.folder().join(format!("n{index}")),
             process: None,
         };
-        let mut command = server_command(&node);
+        self.nodes.push(node);
+        self.join_node(index);
+    }
+
+    /// Starts a control node that has no data (any more), and is to join the others.
+    pub fn join_node(&mut self, index: usize) {
+        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != index);
+        let joins: Vec<_> = others.map(|(_, node)| node.peer.clone()).collect();
+        let mut command = server_command(&self.nodes[index]);
         command.args(["--join", &joins.join(",")]).args(&self.options.server_flags);
-        let log = self.folder().join(format!("n{index}.log"));
-        self.nodes.push(NodeProcess { process: Some(Process::start(command, &log)), ..node });
+        let log = self.folder().join(format!("{}.log", self.nodes[index].name));
+        self.nodes[index].process = Some(Process::start(command, &log));
+    }
+
+    /// Waits until a control node ends by itself; its exit code, and what it has written since its last start.
+    ///
+    /// # Panics
+    /// If it does not run, or does not end.
+    pub async fn wait_ended(&mut self, index: usize) -> (Option<i32>, String) {
+        let mut process = self.nodes[index].process.take().expect("a node that runs can end");
+        let deadline = Instant::now() + LONG;
+        while !process.has_ended() {
+            assert!(Instant::now() < deadline, "n{index} runs on: {}", self.log_of(index));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let log = self.log_of(index);
+        let begun = log.rfind(": started ").unwrap_or(0);
+        (process.wait(), log[begun..].to_owned())
     }
 
     /// Kills a control node with -9.
