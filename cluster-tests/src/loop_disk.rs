@@ -9,7 +9,7 @@ use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 
 /// Written at once while a disk is filled.
-static BLOCK: [u8; 64 << 10] = [0x5a; 64 << 10];
+static BLOCK: [u8; 1 << 20] = [0x5a; 1 << 20];
 
 /// It is unmounted, and its file removed, when it goes out of scope; let that be after the cluster that uses it.
 #[derive(Debug)]

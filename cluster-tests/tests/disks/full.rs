@@ -7,6 +7,9 @@ use super::{Load, all_is_well, on_own_disk, with_on_disk};
 
 const MIB: u64 = 1 << 20;
 
+/// With a mark, and patience: these tests say who leads, and the disk that they fill is this machine's.
+const FLAGS: [&str; 6] = ["--disk-low-water", "60MiB", "--heartbeat-ms", "200", "--election-ms", "2000-4000"];
+
 async fn terminate(client: &Client, name: &str) -> Result<(), ClientError> {
     let request =
         v1::TerminateSandboxRequest { r#ref: Some(by_name(name)), ..v1::TerminateSandboxRequest::default() };
@@ -41,7 +44,7 @@ async fn creates_are_refused(client: &Client, refused: bool) {
 #[ignore = "needs root and loop devices"]
 async fn on_a_nearly_full_disk_creates_are_refused_and_all_else_goes_on() {
     let disk = LoopDisk::create("ext4", 300 * MIB);
-    let (cluster, _data_dirs) = on_own_disk(&disk, &["--disk-low-water", "60MiB"]).await;
+    let (cluster, _data_dirs) = on_own_disk(&disk, &FLAGS).await;
     let client = cluster.client();
     let first = v1::CreateSandboxRequest { request_id: "first".into(), ..shell("first", "true") };
     let made = client.create(first.clone()).await.unwrap().sandbox.unwrap();
@@ -90,7 +93,7 @@ async fn on_a_nearly_full_disk_creates_are_refused_and_all_else_goes_on() {
 #[ignore = "needs root and loop devices"]
 async fn creates_are_refused_while_a_majority_of_the_disks_has_no_room() {
     let disk = LoopDisk::create("ext4", 300 * MIB);
-    let (cluster, _data_dirs) = with_on_disk(&disk, &["n0", "n2"], &["--disk-low-water", "60MiB"]).await;
+    let (cluster, _data_dirs) = with_on_disk(&disk, &["n0", "n2"], &FLAGS).await;
     let client = cluster.client();
     client.transfer_leadership("n1").await.unwrap();
     client.create(shell("first", "true")).await.unwrap();
