@@ -28,6 +28,8 @@ pub struct ClusterOptions {
     pub agent_flags: Vec<String>,
     /// Whether each agent reaches the control nodes through a [`Proxy`] of its own, which can be cut.
     pub proxies: bool,
+    /// Where the control nodes' data directories are; None: with everything else.
+    pub node_data: Option<PathBuf>,
 }
 
 impl Default for ClusterOptions {
@@ -39,6 +41,7 @@ impl Default for ClusterOptions {
             server_flags: Vec::new(),
             agent_flags: Vec::new(),
             proxies: false,
+            node_data: None,
         }
     }
 }
@@ -108,7 +111,7 @@ impl Cluster {
             api: address(),
             peer: address(),
             http: address(),
-            data_dir: folder.path().join(format!("n{index}")),
+            data_dir: options.node_data.as_deref().unwrap_or(folder.path()).join(format!("n{index}")),
             process: None,
         });
         let nodes: Vec<_> = nodes.collect();
@@ -192,7 +195,7 @@ impl Cluster {
             api: addresses[0].clone(),
             peer: addresses[1].clone(),
             http: addresses[2].clone(),
-            data_dir: self.folder().join(format!("n{index}")),
+            data_dir: self.options.node_data.as_deref().unwrap_or(self.folder()).join(format!("n{index}")),
             process: None,
         };
         let mut command = server_command(&node);
