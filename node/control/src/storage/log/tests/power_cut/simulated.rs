@@ -98,7 +98,7 @@ impl Simulation {
         let file = tempfile::NamedTempFile::new_in(folder.parent().unwrap()).unwrap();
         let recorder = recorder(file.path().to_str().unwrap());
         let (sizes, most) = match self.rng.random_range(0..16) {
-            0 => (Sizes::Churn, 240),
+            0 => (Sizes::Churn, 160),
             1 | 2 => (Sizes::Large, 80),
             _ => (Sizes::Small, 80),
         };

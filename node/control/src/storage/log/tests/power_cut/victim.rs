@@ -88,9 +88,10 @@ impl Life {
     }
 
     fn options(self) -> LogOptions {
-        let syncs = AtomicU64::new(0);
+        // Over all of its stores, or one that is opened again and again would not die.
+        static SYNCS: AtomicU64 = AtomicU64::new(0);
         let sync_data = move |file: &File| {
-            if syncs.fetch_add(1, Ordering::Relaxed) + 1 == self.dies_at {
+            if SYNCS.fetch_add(1, Ordering::Relaxed) + 1 == self.dies_at {
                 // Nothing is dropped and nothing flushed. What is written stays in the page cache.
                 std::process::exit(0);
             }
