@@ -195,7 +195,7 @@ impl Cluster {
             api: addresses[0].clone(),
             peer: addresses[1].clone(),
             http: addresses[2].clone(),
-            data_dir: self.folder().join(format!("n{index}")),
+            data_dir: self.options.data_dirs.as_deref().unwrap_or(self.folder()).join(format!("n{index}")),
             process: None,
         };
         self.nodes.push(node);

@@ -4,7 +4,7 @@
 //! sandkeeper -> control, agent, client, proto      control -> statemachine, proto      agent, client -> proto
 //! ```
 //!
-//! The tests of all of them may take `test-ports`.
+//! The tests of all of them may take `test-ports` and `test-disks`.
 //!
 //! An arrow that is added here has to be wanted, not convenient. Read from the manifests and sources, so it needs no
 //! build of what it checks.
@@ -16,17 +16,18 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 
 /// Each crate of ours, and the crates of ours that it may name (in any kind of dependency).
-const ARROWS: [(&str, &[&str]); 8] = [
-    ("cluster-tests", &["sandkeeper-client", "sandkeeper-proto", "test-ports"]),
+const ARROWS: [(&str, &[&str]); 9] = [
+    ("cluster-tests", &["sandkeeper-client", "sandkeeper-proto", "test-disks", "test-ports"]),
     (
         "sandkeeper",
         &["sandkeeper-agent", "sandkeeper-client", "sandkeeper-control", "sandkeeper-proto", "test-ports"],
     ),
     ("sandkeeper-agent", &["sandkeeper-proto", "test-ports"]),
     ("sandkeeper-client", &["sandkeeper-proto"]),
-    ("sandkeeper-control", &["sandkeeper-proto", "sandkeeper-statemachine", "test-ports"]),
+    ("sandkeeper-control", &["sandkeeper-proto", "sandkeeper-statemachine", "test-disks", "test-ports"]),
     ("sandkeeper-proto", &[]),
     ("sandkeeper-statemachine", &[]),
+    ("test-disks", &[]),
     ("test-ports", &[]),
 ];
 

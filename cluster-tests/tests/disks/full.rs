@@ -1,7 +1,8 @@
 //! A disk that is nearly full, and one that is full.
 
-use cluster_tests::{Cluster, LoopDisk, by_name, eventually, run_to_end, scrape, shell};
+use cluster_tests::{Cluster, by_name, eventually, run_to_end, scrape, shell};
 use sandkeeper_client::{Client, ClientError, Code, v1};
+use test_disks::{FileSystem, LoopDisk};
 
 use super::{Load, all_is_well, on_own_disk, with_on_disk};
 
@@ -43,7 +44,7 @@ async fn creates_are_refused(client: &Client, refused: bool) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and loop devices"]
 async fn on_a_nearly_full_disk_creates_are_refused_and_all_else_goes_on() {
-    let disk = LoopDisk::create("ext4", 300 * MIB);
+    let disk = LoopDisk::new(FileSystem::Ext4, 300 * MIB);
     let (cluster, _data_dirs) = on_own_disk(&disk, &FLAGS).await;
     let client = cluster.client();
     let first = v1::CreateSandboxRequest { request_id: "first".into(), ..shell("first", "true") };
@@ -92,7 +93,7 @@ async fn on_a_nearly_full_disk_creates_are_refused_and_all_else_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and loop devices"]
 async fn creates_are_refused_while_a_majority_of_the_disks_has_no_room() {
-    let disk = LoopDisk::create("ext4", 300 * MIB);
+    let disk = LoopDisk::new(FileSystem::Ext4, 300 * MIB);
     let (cluster, _data_dirs) = with_on_disk(&disk, &["n0", "n2"], &FLAGS).await;
     let client = cluster.client();
     client.transfer_leadership("n1").await.unwrap();
@@ -111,7 +112,7 @@ async fn creates_are_refused_while_a_majority_of_the_disks_has_no_room() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and loop devices"]
 async fn a_node_whose_disk_is_full_stops_and_starts_again_when_there_is_room() {
-    let disk = LoopDisk::create("ext4", 150 * MIB);
+    let disk = LoopDisk::new(FileSystem::Ext4, 150 * MIB);
     // No mark: everything is written until the end.
     let (mut cluster, _data_dirs) = on_own_disk(&disk, &["--disk-low-water", "0"]).await;
     let load = Load::start(&cluster.client());

@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use cluster_tests::{Cluster, LoopDisk, eventually};
+use cluster_tests::{Cluster, eventually};
+use test_disks::{FileSystem, LoopDisk};
 
 use super::{Load, all_is_well, on_own_disk, term};
 
@@ -20,7 +21,7 @@ async fn says(cluster: &Cluster, what: &str) {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root, loop devices and fsfreeze"]
 async fn a_leader_whose_disk_hangs_hands_over_and_comes_back() {
-    let disk = LoopDisk::create("ext4", BYTES);
+    let disk = LoopDisk::new(FileSystem::Ext4, BYTES);
     let (cluster, _data_dirs) = on_own_disk(&disk, &[]).await;
     let load = Load::start(&cluster.client());
     load.goes_on(50).await;
@@ -42,7 +43,7 @@ async fn a_leader_whose_disk_hangs_hands_over_and_comes_back() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root, loop devices and fsfreeze"]
 async fn a_follower_whose_disk_hangs_holds_nobody_up() {
-    let disk = LoopDisk::create("ext4", BYTES);
+    let disk = LoopDisk::new(FileSystem::Ext4, BYTES);
     let (cluster, _data_dirs) = on_own_disk(&disk, &[]).await;
     cluster.client().transfer_leadership("n1").await.unwrap();
     let leader = cluster.wait_leader().await;
@@ -61,7 +62,7 @@ async fn a_follower_whose_disk_hangs_holds_nobody_up() {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root, loop devices and fsfreeze"]
 async fn a_node_whose_disk_hangs_can_be_stopped_and_started() {
-    let disk = LoopDisk::create("ext4", BYTES);
+    let disk = LoopDisk::new(FileSystem::Ext4, BYTES);
     let (mut cluster, _data_dirs) = on_own_disk(&disk, &[]).await;
     let load = Load::start(&cluster.client());
     load.goes_on(50).await;

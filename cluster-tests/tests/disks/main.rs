@@ -16,9 +16,10 @@ mod rebuild;
 use std::fs::create_dir;
 use std::os::unix::fs::symlink;
 
-use cluster_tests::{Cluster, ClusterOptions, LoopDisk, scrape};
+use cluster_tests::{Cluster, ClusterOptions, scrape};
 use load::Load;
 use tempfile::TempDir;
+use test_disks::LoopDisk;
 
 /// Three nodes and two agents with room for all that a test makes.
 fn options() -> ClusterOptions {
@@ -39,7 +40,7 @@ async fn on_own_disk(disk: &LoopDisk, flags: &[&str]) -> (Cluster, TempDir) {
 async fn with_on_disk(disk: &LoopDisk, names: &[&str], flags: &[&str]) -> (Cluster, TempDir) {
     let folder = tempfile::Builder::new().prefix("sandkeeper-data-").tempdir().unwrap();
     for name in names {
-        let data_dir = disk.mount_point().join(name);
+        let data_dir = disk.path().join(name);
         create_dir(&data_dir).unwrap();
         symlink(&data_dir, folder.path().join(name)).unwrap();
     }

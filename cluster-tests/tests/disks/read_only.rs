@@ -1,13 +1,13 @@
 //! A file system that the kernel makes read-only after an error.
 
-use cluster_tests::LoopDisk;
+use test_disks::{FileSystem, LoopDisk};
 
 use super::{Load, all_is_well, on_own_disk};
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs root and loop devices"]
 async fn a_node_whose_disk_becomes_read_only_stops_and_starts_again_when_it_is_mended() {
-    let disk = LoopDisk::create("ext4", 300 << 20);
+    let disk = LoopDisk::new(FileSystem::Ext4, 300 << 20);
     let (mut cluster, _data_dirs) = on_own_disk(&disk, &[]).await;
     let load = Load::start(&cluster.client());
     load.goes_on(50).await;

@@ -32,6 +32,12 @@ pub(super) struct SledFolder {
     counters: Arc<Counters>,
 }
 
+/// How sled calls a snapshot that it is writing: `snap.<position>.generating`.
+const UNFINISHED_SNAPSHOT: &str = "generating";
+
+/// How long sled's data file is at most before anything is inserted: the header of a segment, and empty pages.
+const EMPTY_DATA_BYTES: u64 = 96;
+
 /// How long the file is that sled keeps in this folder: about how much was written to the database.
 pub(super) fn sled_file_bytes(dir: &Path) -> Result<u64, StorageError> {
     let path = dir.join("db");
@@ -70,6 +76,39 @@ fn wait_until_released(data: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// sled writes its settings with two calls before it creates the data file, and refuses to open if it finds only a part of
+/// them. They are made durable before anything is inserted, so without data they are of a creation that was cut off, and
+/// are written anew. With data they are corrupt, and sled says so.
+fn remove_unfinished_config(config: &Path, data: &Path) -> Result<(), StorageError> {
+    if !config.exists() {
+        return Ok(());
+    }
+    let bytes = fs::read(config).map_err(failed("read", config))?;
+    let written = bytes.split_last_chunk();
+    let whole = written.is_some_and(|(text, crc)| crc32fast::hash(text) == u32::from_le_bytes(*crc));
+    let empty = !data.exists()
+        || data.metadata().map_err(failed("read the length of", data))?.len() <= EMPTY_DATA_BYTES;
+    if !whole && empty {
+        tracing::info!(path = %config.display(), "removing what a crash left of the settings of a new database");
+        fs::remove_file(config).map_err(failed("remove", config))?;
+    }
+    Ok(())
+}
+
+/// sled writes a snapshot of what it has found, when it is opened, into a file of another name, and renames it. It takes
+/// what is left of one that was cut off for the newest snapshot, though, and refuses to open: a kill or a power cut at
+/// the wrong moment would be the end of the node. Nothing needs such a file: the older snapshot and the data are there.
+fn remove_unfinished_snapshots(dir: &Path) -> Result<(), StorageError> {
+    for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
+        let path = entry.map_err(failed("list", dir))?.path();
+        if path.extension().is_some_and(|extension| extension == UNFINISHED_SNAPSHOT) {
+            tracing::info!(path = %path.display(), "removing what a crash left of a snapshot of sled's");
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
 impl SledFolder {
     /// Opens the database in `dir`, creating it durably if it is not there.
     pub(super) fn open(dir: &Path, hooks: Hooks, counters: Arc<Counters>) -> Result<Self, StorageError> {
@@ -84,6 +123,8 @@ impl SledFolder {
             }
         }
         wait_until_released(&data)?;
+        remove_unfinished_config(&config, &data)?;
+        remove_unfinished_snapshots(dir)?;
         let db = sled::Config::new()
             .path(dir)
             .segment_size(SEGMENT_BYTES)

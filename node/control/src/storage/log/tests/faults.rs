@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use super::super::sled_folder::SledFolder;
 use super::*;
 use crate::storage::describe;
 
@@ -257,4 +258,58 @@ async fn what_a_crash_left_of_a_removed_database_is_deleted() {
     assert_eq!(state(&mut store).await, (None, None));
     store.shutdown().await.unwrap();
     assert!(!leftover.exists());
+}
+
+/// A kill or a power cut while sled is opened leaves a part of a snapshot, or an empty one.
+#[tokio::test]
+async fn what_is_left_of_an_unfinished_snapshot_of_sleds_blocks_no_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, [entry(1, 0, 10)]).await;
+    store.save_vote(&vote(3)).await.unwrap();
+    store.shutdown().await.unwrap();
+    for database in [dir.path().join(&databases(dir.path())[0]), dir.path().join("meta")] {
+        fs::write(database.join("snap.0000000000001F89.generating"), [0x8a, 0x1f]).unwrap();
+        fs::write(database.join("snap.0000000000001F90.generating"), []).unwrap();
+    }
+    let mut store = open(dir.path());
+    assert_eq!(all(&store).await, [entry(1, 0, 10)]);
+    assert_eq!(store.reader().read_vote().await.unwrap(), Some(vote(3)));
+    append(&mut store, [entry(1, 1, 10)]).await;
+}
+
+/// A kill or a power cut while a database is created leaves a part of sled's settings.
+#[tokio::test]
+async fn unfinished_settings_of_a_new_database_block_no_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, [entry(1, 0, 10)]).await;
+    store.shutdown().await.unwrap();
+    let whole = fs::read(dir.path().join("meta/conf")).unwrap();
+    // What sled writes into a data file before anything is inserted.
+    let created = tempfile::tempdir().unwrap();
+    drop(SledFolder::open(created.path(), Hooks::default(), Arc::default()).unwrap());
+    let begun = fs::read(created.path().join("db")).unwrap();
+    // As far as the first of sled's two writes, and around it.
+    for length in [0, 9, whole.len() - 4, whole.len() - 1] {
+        for data in [None, Some(&begun[..0]), Some(&begun[..])] {
+            let crashed = tempfile::tempdir().unwrap();
+            copy(dir.path(), crashed.path());
+            let next = crashed.path().join("log-00000000000000000001");
+            fs::create_dir(&next).unwrap();
+            fs::write(next.join("conf"), &whole[..length]).unwrap();
+            if let Some(data) = data {
+                fs::write(next.join("db"), data).unwrap();
+            }
+            let mut store = LogStore::open(crashed.path(), small())
+                .unwrap_or_else(|error| panic!("{length} bytes, {data:?}: {}", describe(&error)));
+            append(&mut store, [entry(1, 1, 10)]).await;
+            assert_eq!(indexes(&all(&store).await), [0, 1]);
+        }
+    }
+    // With data it is no unfinished creation.
+    let conf = dir.path().join("meta/conf");
+    fs::write(&conf, &whole[..whole.len() - 4]).unwrap();
+    LogStore::open(dir.path(), small()).err().unwrap();
+    assert_eq!(fs::read(&conf).unwrap().len(), whole.len() - 4, "it is left as it is");
 }
