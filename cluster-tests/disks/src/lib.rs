@@ -81,8 +81,8 @@ impl LoopDisk {
         self.mount();
     }
 
-    /// Another process that has just taken a copy of all mounts (a container does) can hold the file system that was shut
-    /// down for a moment; what is mounted then is that one again, which answers every fsync with an error.
+    /// Once, what was mounted after a power cut answered an fsync with an error: the file system that had been shut down was
+    /// still held, probably by a process with a copy of all mounts (a container has one). So it is tried before it is used.
     fn mount(&self) {
         let options = match self.kind {
             FileSystem::Xfs => "loop",
