@@ -23,6 +23,7 @@ use sandkeeper_statemachine::Revision;
 
 pub(crate) use builder::run;
 pub(crate) use key::Key;
+pub(crate) use section::check as check_section;
 use section::{Corrupt, Open, Section};
 
 use crate::history::AppliedEntry;

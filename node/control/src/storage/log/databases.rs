@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::database::{Database, Want};
+use super::end;
 use super::options::Hooks;
 use super::places::{self, Places};
 use super::stats::Counters;
-use crate::raft::types::LogEntry;
+use crate::raft::types::{LogEntry, LogId};
 use crate::storage::StorageError;
 use crate::storage::files::{create_folder, failed, sync_folder};
 
@@ -92,7 +93,9 @@ impl Databases {
                 leftovers.push(Removed { dir, database: None });
             } else if let Some(first) = first_of(&name) {
                 slots.by_first.insert(first, Slot::new(dir, None));
-            } else if name != META {
+            } else if name == end::TEMPORARY {
+                fs::remove_file(&dir).map_err(failed("remove", &dir))?;
+            } else if name != META && name != end::NAME {
                 tracing::warn!(path = %dir.display(), "this does not belong in a log folder, and is left alone");
             }
         }
@@ -114,6 +117,12 @@ impl Databases {
     /// The first index of the newest database.
     pub(super) fn newest(&self) -> Option<u64> {
         self.lock().by_first.last_key_value().map(|(first, _)| *first)
+    }
+
+    /// The last entry of the newest database.
+    pub(super) fn end(&self) -> Result<Option<LogId>, StorageError> {
+        let Some(newest) = self.newest() else { return Ok(None) };
+        Ok(self.get(newest)?.end()?.map(|end| end.last))
     }
 
     /// First indexes of the databases that hold nothing before `from`, newest first.
@@ -191,7 +200,7 @@ impl Databases {
 
     /// Reads entries from `from` on, before `end`, until `max_bytes` are exceeded. Ends early where the log ends.
     pub(super) fn read(&self, from: u64, end: u64, max_bytes: usize) -> Result<Vec<LogEntry>, StorageError> {
-        let mut want = Want { next: from, end, left: max_bytes.max(1) };
+        let mut want = Want::new(from..end, max_bytes);
         let mut entries = Vec::new();
         while !want.is_satisfied() {
             let before = want.next;

@@ -1,9 +1,13 @@
 //! One sled database in its folder, and what it takes to make its writes durable.
 
+use std::any::Any;
 use std::fs::{self, File, TryLockError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use sled::IVec;
 
 use super::options::Hooks;
 use super::stats::Counters;
@@ -27,6 +31,19 @@ pub(super) struct SledFolder {
     file: File,
     hooks: Hooks,
     counters: Arc<Counters>,
+}
+
+/// Runs something in sled. A panic of it becomes an error with the place; it is fatal like every other one.
+fn guarded<T>(dir: &Path, work: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(StorageError::Panicked { dir: dir.to_owned(), said: panic_message(panic.as_ref()).to_owned() })
+    })
+}
+
+/// What a panic said.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// How long a handle of this process on a database takes to be gone after it was dropped, at most.
@@ -61,13 +78,18 @@ impl SledFolder {
             }
         }
         wait_until_released(&data)?;
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(dir)
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
-            .map_err(|source| StorageError::Database { action: "open", dir: dir.to_owned(), source })?;
+            .flush_every_ms(None);
+        let db = guarded(dir, || {
+            config.open().map_err(|source| StorageError::Database {
+                action: "open",
+                dir: dir.to_owned(),
+                source,
+            })
+        })?;
         let file = File::open(&data).map_err(failed("open", &data))?;
         let folder = Self { dir: dir.to_owned(), blobs, db, file, hooks, counters };
         if let Err(error) = folder.make_durable() {
@@ -90,9 +112,23 @@ impl SledFolder {
         &self.dir
     }
 
-    /// Reads and iterates; errors go through [`SledFolder::failed`].
-    pub(super) fn db(&self) -> &sled::Db {
-        &self.db
+    /// Reads, iterates and removes; errors go through [`SledFolder::failed`].
+    ///
+    /// # Errors
+    /// What `work` gives, or that sled panicked: on much of what it can't read it does.
+    pub(super) fn with_db<T>(
+        &self,
+        work: impl FnOnce(&sled::Db) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        guarded(&self.dir, || work(&self.db))
+    }
+
+    pub(super) fn is_empty(&self) -> Result<bool, StorageError> {
+        self.with_db(|db| Ok(db.is_empty()))
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<IVec>, StorageError> {
+        self.with_db(|db| db.get(key).map_err(|e| self.failed("read", e)))
     }
 
     pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
