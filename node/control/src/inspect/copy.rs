@@ -68,7 +68,7 @@ impl Copy {
             } else if name == META {
                 copy_folder(&path, &to.join(name), cancel)?;
             } else if name == END {
-                self.file_of(&path, &to.join(name))?;
+                copy_if_there(&path, &to.join(name))?;
             }
         }
         databases.sort_unstable();
@@ -100,15 +100,6 @@ impl Copy {
         let above = to.parent().unwrap_or(self.folder.path());
         fs::create_dir_all(above).map_err(|source| failed(from, to, source))?;
         copy_folder(from, to, cancel)
-    }
-
-    /// Copies a file, if it is there.
-    pub(super) fn file_of(&self, from: &Path, to: &Path) -> Result<(), InspectError> {
-        if from.exists() {
-            copy_file(from, to).map(drop).map_err(|source| failed(from, to, source))
-        } else {
-            Ok(())
-        }
     }
 
     /// An error that names the place in the data directory instead of the one here. What the disk under the copy
@@ -178,6 +169,15 @@ fn copy_folder(from: &Path, to: &Path, cancel: &CancellationToken) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Copies a file; nothing, if it is not there.
+pub(super) fn copy_if_there(from: &Path, to: &Path) -> Result<(), InspectError> {
+    if from.exists() {
+        copy_file(from, to).map(drop).map_err(|source| failed(from, to, source))
+    } else {
+        Ok(())
+    }
 }
 
 fn copy_file(from: &Path, to: &Path) -> io::Result<u64> {

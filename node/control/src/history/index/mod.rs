@@ -179,6 +179,23 @@ impl SubjectIndex {
         Ok(())
     }
 
+    /// Makes sections of so many events at least, and writes all of them.
+    #[cfg(test)]
+    pub(crate) fn fill_for_test(&self, applied: &[AppliedEntry], events: u64) {
+        let mut open: Option<Open> = None;
+        for entry in applied {
+            let section = open.get_or_insert_with(|| Open::new(entry));
+            section.add(entry);
+            if section.next() - section.from() >= events {
+                self.close(section).unwrap();
+                open = None;
+            }
+        }
+        if let Some(open) = open {
+            self.close(&open).unwrap();
+        }
+    }
+
     /// Forgets what is before `oldest`. Blocks.
     fn prune(&self, oldest: Revision) -> Result<(), StorageError> {
         let gone = self.write(|sections| {
