@@ -35,6 +35,8 @@ const FORMAT_VERSION: u8 = 1;
 const HEAD_BYTES: usize = 36;
 /// Places in a bucket, about: some hundred bytes, read at once.
 const BUCKET_PLACES: usize = 64;
+/// Of a key, that say its bucket: far more than a section's places make.
+const MAX_BITS: u8 = 24;
 /// A bucket is never longer: the places of the whole section.
 const MAX_BUCKET_BYTES: u32 = 16 << 20;
 
@@ -211,6 +213,9 @@ impl Section {
         if head[..4] != MAGIC || head[4] != FORMAT_VERSION || crc != crc32fast::hash(&head[..32]) {
             return Err(damaged("its head is not one of this version"));
         }
+        if head[5] > MAX_BITS {
+            return Err(damaged("it can't have so many buckets"));
+        }
         let (from, to, first_index) = (u64_at(8), u64_at(16), u64_at(24));
         Ok(Self { path: path.to_owned(), file, from, to, first_index, bits: head[5] })
     }
@@ -246,8 +251,7 @@ impl Section {
 
     /// How many places there are, in buckets that are all sound and fill the file.
     fn check(&self) -> Result<u64, Corrupt> {
-        let buckets = 1_u64.checked_shl(self.bits.into()).filter(|buckets| *buckets <= SECTION_EVENTS * 4);
-        let buckets = buckets.ok_or_else(|| damaged("it can't have so many buckets"))?;
+        let buckets = 1_u64 << self.bits;
         let mut keys = 0;
         let mut expected = HEAD_BYTES as u64 + 4 * (buckets + 1);
         for bucket in 0..buckets as usize {
