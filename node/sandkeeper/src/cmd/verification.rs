@@ -174,7 +174,7 @@ mod tests {
         let sound = found(dir.path());
         insta::assert_snapshot!(text(&sound), @r"
         READ        FILES   SIZE   ENTRIES
-        node.toml   1       220B   -
+        node.toml   1       177B   -
 
         data directory   node-1
         log              empty
