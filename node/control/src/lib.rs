@@ -20,6 +20,8 @@ pub mod commands;
 pub mod config;
 pub mod decider;
 mod front;
+#[cfg(test)]
+mod fuzz;
 pub mod history;
 pub mod http;
 pub mod inspect;

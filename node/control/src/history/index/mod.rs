@@ -11,6 +11,8 @@
 //! - It only says where to look. Whether an event is wanted is decided on the event itself, so two subjects may share a key.
 
 mod builder;
+#[cfg(test)]
+mod fuzz;
 mod key;
 mod section;
 

@@ -213,3 +213,91 @@ fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, RecordError
         Err(error) => Err(RecordError::Corrupt(format!("it can't be decoded: {error}"))),
     }
 }
+
+#[cfg(test)]
+pub(super) mod fuzz_record {
+    //! For `fuzz_meta_record`: a sample has the number of its key in front.
+
+    use super::*;
+
+    const KEYS: [&str; 5] = [FORMAT, VOTE, PURGED, HISTORY, TAIL];
+
+    pub(in super::super) fn samples() -> Vec<Vec<u8>> {
+        let id = super::super::block::log_id(3, 70_000);
+        let history = HistoryStart { index: 9, before: Some((4, [7; 32])) };
+        let records = [
+            encode(FORMAT, &FOLDER_VERSION),
+            encode(VOTE, &Vote::new_committed(5, u64::MAX)),
+            encode(PURGED, &id),
+            encode(HISTORY, &history),
+            encode(TAIL, &OldTail { durable: Some(7), committed: Some(id) }),
+        ];
+        (0..).zip(records).map(|(key, record)| [&[key], &record[..]].concat()).collect()
+    }
+
+    pub(in super::super) fn fix_checksum(bytes: &mut [u8]) {
+        if let Some((key, record)) = bytes.split_first_mut()
+            && record.len() > 9
+        {
+            let crc = checksum(KEYS[usize::from(*key) % KEYS.len()], &record[9..]);
+            record[5..9].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+
+    fn whole<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        key: &str,
+        record: &[u8],
+    ) -> bool {
+        let Ok(value) = decode::<T>(key, record) else { return false };
+        assert_eq!(decode::<T>(key, &encode(key, &value)).as_ref(), Ok(&value));
+        true
+    }
+
+    pub(in super::super) fn decode_all(bytes: &[u8]) -> bool {
+        let Some((key, record)) = bytes.split_first() else { return false };
+        let key = KEYS[usize::from(*key) % KEYS.len()];
+        match key {
+            FORMAT => whole::<u64>(key, record),
+            VOTE => whole::<Vote>(key, record),
+            PURGED => whole::<LogId>(key, record),
+            HISTORY => whole::<HistoryStart>(key, record),
+            _ => whole::<OldTail>(key, record),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of each record, written by hand as docs/formats.md says.
+    fn golden(key: &str, payload: &[u8]) -> Vec<u8> {
+        let crc = crc32fast::hash(&[key.as_bytes(), payload].concat());
+        [b"SKLM\x01", &crc.to_le_bytes()[..], payload].concat()
+    }
+
+    fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        key: &str,
+        value: &T,
+        payload: &[u8],
+    ) {
+        let golden = golden(key, payload);
+        assert_eq!(decode::<T>(key, &golden).as_ref(), Ok(value), "{key}");
+        assert_eq!(encode(key, value), golden, "{key}");
+        let newer = [&golden[..4], &[2], &golden[5..]].concat();
+        assert_eq!(decode::<T>(key, &newer), Err(RecordError::Newer(2)), "{key}");
+    }
+
+    #[test]
+    fn records_of_format_version_1_can_be_read() {
+        let id = super::super::block::log_id(3, 70_000);
+        let id_bytes = [3, 252, 0x70, 0x11, 0x01, 0x00];
+        check(FORMAT, &2_u64, &[2]);
+        check(VOTE, &Vote::new_committed(5, u64::MAX), &[&[5, 1, 253][..], &[0xff; 8], &[1]].concat());
+        check(PURGED, &id, &id_bytes);
+        let start = HistoryStart { index: 9, before: Some((4, [7; 32])) };
+        check(HISTORY, &start, &[&[9, 1, 4][..], &[7; 32]].concat());
+        let tail = OldTail { durable: Some(7), committed: Some(id) };
+        check(TAIL, &tail, &[&[1, 7, 1][..], &id_bytes].concat());
+    }
+}

@@ -4,6 +4,7 @@ mod conformance;
 mod corruption;
 mod faults;
 mod fetched;
+mod fuzz;
 mod history;
 mod model;
 mod power_cut;
