@@ -312,5 +312,5 @@ async fn a_new_leader_tells_agents_only_what_they_do_not_know() {
         told.copied().ok_or_else(|| "nobody was told anything".to_owned())
     })
     .await;
-    assert_eq!(told, 1.0, "nothing else is told once more");
+    assert_eq!(told as u64, 1, "nothing else is told once more");
 }

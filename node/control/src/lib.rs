@@ -22,6 +22,8 @@ pub mod config;
 pub mod decider;
 pub mod disk;
 mod front;
+#[cfg(test)]
+mod fuzz;
 pub mod history;
 pub mod http;
 pub mod inspect;

@@ -111,7 +111,11 @@ fn open_disk(config: &Config) -> Result<(DataDirLock, Disk), ServerError> {
         Some(identity) if identity.name != config.name => {
             return Err(ServerError::Name { found: identity.name, wanted: config.name.clone() });
         }
-        Some(identity) => identity,
+        Some(identity) => {
+            // One of an older version gets its checksum.
+            identity.save(&config.data_dir)?;
+            identity
+        }
         None => {
             let node_id = rand::random_range(1..=u64::MAX);
             let identity = NodeIdentity { node_id, cluster_id: None, name: config.name.clone() };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::time::{interval, sleep};
 
@@ -14,6 +14,8 @@ use crate::json::{Named, Shown};
 
 /// What takes longer than this is told to be under way.
 const PROGRESS_AFTER: Duration = Duration::from_secs(2);
+/// How often a spinner turns, and a bar moves.
+const BAR_EVERY: Duration = Duration::from_millis(120);
 /// Where no spinner can turn, a line says so this often.
 const PROGRESS_EVERY: Duration = Duration::from_secs(30);
 
@@ -127,25 +129,44 @@ fn finish(mut table: Table) -> String {
 
 /// Runs `work`; if it takes long, says on standard error what is waited for.
 pub async fn with_progress<T>(what: &str, work: impl Future<Output = T>) -> T {
+    with_bar(what, || (0, 0), Box::pin(work)).await
+}
+
+/// Runs `work`; if it takes long, says on standard error what is waited for, and how many bytes of how many are done, as far
+/// as there are any.
+pub async fn with_bar<T>(what: &str, bytes: impl Fn() -> (u64, u64), work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     tokio::select! {
         done = &mut work => return done,
         () = sleep(PROGRESS_AFTER) => {}
     }
-    if io::stderr().is_terminal() {
-        let spinner = ProgressBar::new_spinner().with_message(what.to_owned());
-        spinner.enable_steady_tick(Duration::from_millis(120));
-        let done = work.await;
-        spinner.finish_and_clear();
-        return done;
-    }
-    let mut ticks = interval(PROGRESS_EVERY);
+    let bar = io::stderr().is_terminal().then(|| bar(what, bytes().1));
+    let mut ticks = interval(if bar.is_some() { BAR_EVERY } else { PROGRESS_EVERY });
     loop {
         tokio::select! {
-            done = &mut work => return done,
-            _ = ticks.tick() => note(format!("{what} …")),
+            done = &mut work => {
+                bar.iter().for_each(ProgressBar::finish_and_clear);
+                return done;
+            }
+            _ = ticks.tick() => match (&bar, bytes()) {
+                (Some(bar), (done, _)) => bar.set_position(done),
+                (None, (_, 0)) => note(format!("{what} …")),
+                (None, (done, total)) => note(format!("{what} … {}%", done * 100 / total)),
+            },
         }
     }
+}
+
+fn bar(what: &str, bytes: u64) -> ProgressBar {
+    let bar = if bytes == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(bytes) };
+    if bytes > 0
+        && let Ok(style) =
+            ProgressStyle::with_template("{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}")
+    {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(BAR_EVERY);
+    bar.with_message(what.to_owned())
 }
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::InspectError;
 use crate::storage::StorageError;
+use crate::storage::log::check::{END, META};
 use crate::storage::snapshot::SnapshotStore;
 
 const LOG: &str = "log";
 const SNAPSHOTS: &str = "snapshots";
 /// How the folders of the log's databases are named; see `storage::log`.
 const DATABASE_PREFIX: &str = "log-";
-const META: &str = "meta";
 /// The end of the log is always read: the newest database, and the one before it, as the newest is empty if its node
 /// was killed right after it had created it.
 const ALWAYS: usize = 2;
@@ -67,6 +67,8 @@ impl Copy {
                 databases.push((first, path));
             } else if name == META {
                 copy_folder(&path, &to.join(name), cancel)?;
+            } else if name == END {
+                copy_if_there(&path, &to.join(name))?;
             }
         }
         databases.sort_unstable();
@@ -81,6 +83,23 @@ impl Copy {
             }
         }
         Ok(to)
+    }
+
+    /// Where the copy is.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Copies a folder of the data directory to a place in here; nothing, if it is not there.
+    pub(super) fn folder_of(
+        &self,
+        from: &Path,
+        to: &Path,
+        cancel: &CancellationToken,
+    ) -> Result<(), InspectError> {
+        let above = to.parent().unwrap_or(self.folder.path());
+        fs::create_dir_all(above).map_err(|source| failed(from, to, source))?;
+        copy_folder(from, to, cancel)
     }
 
     /// An error that names the place in the data directory instead of the one here. What the disk under the copy
@@ -112,6 +131,7 @@ impl Copy {
             StorageError::CorruptFile { path, offset, what } => {
                 StorageError::CorruptFile { path: place(path), offset, what }
             }
+            StorageError::Panicked { dir, said } => StorageError::Panicked { dir: place(dir), said },
             StorageError::NewerFormat { path, found, supported } => {
                 StorageError::NewerFormat { path: place(path), found, supported }
             }
@@ -124,7 +144,7 @@ impl Copy {
 }
 
 /// What is in a folder; nothing, if it is not there.
-fn list(folder: &Path) -> Result<Vec<PathBuf>, InspectError> {
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, InspectError> {
     let failed = |source| InspectError::Io { action: "list", path: folder.to_owned(), source };
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -149,6 +169,15 @@ fn copy_folder(from: &Path, to: &Path, cancel: &CancellationToken) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Copies a file; nothing, if it is not there.
+pub(super) fn copy_if_there(from: &Path, to: &Path) -> Result<(), InspectError> {
+    if from.exists() {
+        copy_file(from, to).map(drop).map_err(|source| failed(from, to, source))
+    } else {
+        Ok(())
+    }
 }
 
 fn copy_file(from: &Path, to: &Path) -> io::Result<u64> {

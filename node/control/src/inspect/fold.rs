@@ -31,7 +31,7 @@ impl Folded {
     }
 
     /// Takes the next entry, or as much of it as leads to `at`.
-    fn take(&mut self, log_entry: &LogEntry, at: Option<Revision>) -> Result<(), InspectError> {
+    pub(super) fn take(&mut self, log_entry: &LogEntry, at: Option<Revision>) -> Result<(), InspectError> {
         let (id, reached) = (log_entry.log_id, self.state.revision());
         let (index, term) = (id.index(), id.committed_leader_id().term);
         let corrupt = |what: String| InspectError::Entry { index, term, what, reached };

@@ -27,12 +27,14 @@ mod snapshots;
 mod tell;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use copy::Copy;
 pub use error::InspectError;
 use fold::Folded;
 use lock::ReadLock;
 use snapshots::Snapshots;
+pub use verify::{Problem, Verification, VerifiedFiles, VerifyProgress, verify};
 
 use crate::storage::identity::NodeIdentity;
 use crate::storage::log::{LogOptions, LogReader, LogStore};

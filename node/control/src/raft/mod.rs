@@ -20,6 +20,8 @@ pub(crate) mod codec;
 #[cfg(debug_assertions)]
 mod corruption;
 pub mod digests;
+#[cfg(test)]
+mod fuzz;
 pub(crate) mod history;
 mod leadership;
 mod local_node;

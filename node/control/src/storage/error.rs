@@ -36,6 +36,14 @@ pub enum StorageError {
         /// sled's reason.
         source: sled::Error,
     },
+    /// sled panicked, as it does on much of what it can't read.
+    #[error("the database {} can't be read: sled panicked: {said}; {REPLACE}", dir.display())]
+    Panicked {
+        /// The database's folder.
+        dir: PathBuf,
+        /// What it said.
+        said: String,
+    },
     /// The log does not hold what it must hold.
     #[error("the log is corrupt: database {}, key {key}: {what}; {REPLACE}", dir.display())]
     CorruptLog {

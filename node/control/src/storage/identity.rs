@@ -12,7 +12,9 @@ use super::files::{create_folder, failed, write_atomically};
 use crate::raft::types::NodeId;
 
 const FILE: &str = "node.toml";
-const FORMAT_VERSION: u64 = 1;
+/// 2: there is a checksum. Version 1 is read.
+const FORMAT_VERSION: u64 = 2;
+const WITHOUT_CHECKSUM: u64 = 1;
 const NOTE: &str = "# Written by sandkeeper. It belongs to this data directory: don't edit it, don't copy it to another node.\n";
 
 /// The identity of a control node.
@@ -36,6 +38,17 @@ struct Stored {
     node_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cluster_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    checksum: Option<String>,
+}
+
+impl Stored {
+    /// CRC-32 of the values, as 8 hexadecimal digits: a flipped bit would make it another node.
+    fn checksum(&self) -> String {
+        let cluster_id = self.cluster_id.as_deref().unwrap_or_default();
+        let text = format!("{}\n{}\n{cluster_id}", self.name, self.node_id);
+        format!("{:08x}", crc32fast::hash(text.as_bytes()))
+    }
 }
 
 impl NodeIdentity {
@@ -54,14 +67,20 @@ impl NodeIdentity {
         // The version is looked at first: what a newer version added is not a typing error.
         let table: toml::Table = text.parse().map_err(|e: toml::de::Error| invalid(e.to_string()))?;
         let version = table.get("format_version").and_then(toml::Value::as_integer);
-        match version.and_then(|v| u64::try_from(v).ok()) {
-            Some(FORMAT_VERSION) => {}
+        let version = version.and_then(|version| u64::try_from(version).ok());
+        match version {
+            Some(WITHOUT_CHECKSUM | FORMAT_VERSION) => {}
             Some(found) if found > FORMAT_VERSION => {
                 return Err(StorageError::NewerFormat { path, found, supported: FORMAT_VERSION });
             }
             _ => return Err(invalid("format_version is missing or not a version".to_owned())),
         }
         let stored: Stored = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
+        if version == Some(FORMAT_VERSION) && stored.checksum != Some(stored.checksum()) {
+            let what =
+                "its checksum is wrong: it was edited, or the disk has changed it (docs/operations.md)";
+            return Err(invalid(what.to_owned()));
+        }
         let node_id = stored
             .node_id
             .parse()
@@ -76,12 +95,14 @@ impl NodeIdentity {
     pub fn save(&self, data_dir: &Path) -> Result<(), StorageError> {
         create_folder(data_dir)?;
         let path = data_dir.join(FILE);
-        let stored = Stored {
+        let mut stored = Stored {
             format_version: FORMAT_VERSION,
             name: self.name.clone(),
             node_id: self.node_id.to_string(),
             cluster_id: self.cluster_id.clone(),
+            checksum: None,
         };
+        stored.checksum = Some(stored.checksum());
         let text = toml::to_string(&stored)
             .map_err(|e| StorageError::Identity { path: path.clone(), what: e.to_string() })?;
         write_atomically(&path, format!("{NOTE}{text}").as_bytes())
@@ -124,8 +145,14 @@ mod tests {
 
     #[test]
     fn what_it_does_not_know_is_refused() {
-        let newer = refusal("format_version = 2\nname = \"a\"\nnode_id = \"7\"\nshoe_size = 44\n");
-        assert!(newer.starts_with("DATA/node.toml has format version 2, but"), "{newer}");
+        let newer = refusal("format_version = 3\nname = \"a\"\nnode_id = \"7\"\nshoe_size = 44\n");
+        assert!(newer.starts_with("DATA/node.toml has format version 3, but"), "{newer}");
+        let sum =
+            |sum: &str| format!("format_version = 2\nname = \"a\"\nnode_id = \"7\"\nchecksum = \"{sum}\"\n");
+        assert!(refusal(&sum("00000000")).contains("its checksum is wrong"));
+        assert!(
+            refusal("format_version = 2\nname = \"a\"\nnode_id = \"7\"\n").contains("its checksum is wrong")
+        );
         let unknown = refusal("format_version = 1\nname = \"a\"\nnode_id = \"7\"\nshoe_size = 44\n");
         assert!(unknown.contains("unknown field `shoe_size`"), "{unknown}");
         assert!(refusal("name = \"a\"\n").contains("format_version is missing"));

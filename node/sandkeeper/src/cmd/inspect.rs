@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{capacity, target};
+use super::{capacity, target, verification};
 use crate::cli::Globals;
 use crate::error::CliError;
 use crate::json::Shown;
@@ -25,17 +25,26 @@ use crate::{human, output};
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  sandkeeper inspect /var/lib/sandkeeper\n  \
     sandkeeper inspect /var/lib/sandkeeper --at 4711 -n prod\n  \
-    sandkeeper inspect ./node-1 -o json | jq -r .sandboxes[].sandbox_id")]
+    sandkeeper inspect ./node-1 -o json | jq -r .sandboxes[].sandbox_id\n  \
+    sandkeeper inspect /var/lib/sandkeeper --verify\n  \
+    sandkeeper inspect ./node-1 --verify -o json | jq .problems")]
 pub struct InspectArgs {
     /// The data directory of the control node
     data_dir: PathBuf,
     /// The revision, as `history` and `watch` show them [default: the newest that is known to be committed]
     #[arg(long, value_name = "REVISION")]
     at: Option<u64>,
+    /// Read everything instead and check it: every block, snapshot, record and digest. Shows all that is wrong, and where;
+    /// the exit code is 1 then. Needs room for one database of the log (32 MiB) where TMPDIR says
+    #[arg(long, conflicts_with = "at")]
+    verify: bool,
 }
 
 /// Reads the data directory and shows what is in it; sandboxes of one namespace only if one was named.
 pub async fn run(args: &InspectArgs, globals: &Globals) -> Result<(), CliError> {
+    if args.verify {
+        return verification::run(&args.data_dir, globals).await;
+    }
     let found = read(args).await?;
     for problem in &found.problems {
         note(format!("warning: {problem}"));

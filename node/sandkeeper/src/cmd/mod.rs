@@ -24,6 +24,7 @@ mod target;
 pub mod terminate;
 mod unknown;
 pub mod update;
+mod verification;
 pub mod wait;
 pub mod watch;
 

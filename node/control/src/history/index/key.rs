@@ -41,7 +41,7 @@ impl Key {
     }
 
     /// Under which keys an event is found.
-    pub(super) fn of_event(event: &Event) -> impl Iterator<Item = Self> {
+    pub(crate) fn of_event(event: &Event) -> impl Iterator<Item = Self> {
         let subject = &event.header.subject;
         let sandbox = subject.sandbox.as_ref();
         let of_sandbox = sandbox.map(|(id, name)| {

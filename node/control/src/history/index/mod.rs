@@ -11,6 +11,8 @@
 //! - It only says where to look. Whether an event is wanted is decided on the event itself, so two subjects may share a key.
 
 mod builder;
+#[cfg(test)]
+mod fuzz;
 mod key;
 mod section;
 
@@ -23,6 +25,7 @@ use sandkeeper_statemachine::Revision;
 
 pub(crate) use builder::run;
 pub(crate) use key::Key;
+pub(crate) use section::check as check_section;
 use section::{Corrupt, Open, Section};
 
 use crate::history::AppliedEntry;
@@ -176,6 +179,23 @@ impl SubjectIndex {
             sections.open.take_if(|newest| newest.from() == section.from);
         });
         Ok(())
+    }
+
+    /// Makes sections of so many events at least, and writes all of them.
+    #[cfg(test)]
+    pub(crate) fn fill_for_test(&self, applied: &[AppliedEntry], events: u64) {
+        let mut open: Option<Open> = None;
+        for entry in applied {
+            let section = open.get_or_insert_with(|| Open::new(entry));
+            section.add(entry);
+            if section.next() - section.from() >= events {
+                self.close(section).unwrap();
+                open = None;
+            }
+        }
+        if let Some(open) = open {
+            self.close(&open).unwrap();
+        }
     }
 
     /// Forgets what is before `oldest`. Blocks.

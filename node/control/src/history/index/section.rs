@@ -27,14 +27,16 @@ use sandkeeper_statemachine::Revision;
 use super::key::Key;
 use super::{Place, SECTION_EVENTS};
 use crate::history::AppliedEntry;
-use crate::storage::StorageError;
 use crate::storage::files::failed;
+use crate::storage::{StorageError, describe};
 
 const MAGIC: [u8; 4] = *b"SKHX";
 const FORMAT_VERSION: u8 = 1;
 const HEAD_BYTES: usize = 36;
 /// Places in a bucket, about: some hundred bytes, read at once.
 const BUCKET_PLACES: usize = 64;
+/// Of a key, that say its bucket: far more than a section's places make.
+const MAX_BITS: u8 = 24;
 /// A bucket is never longer: the places of the whole section.
 const MAX_BUCKET_BYTES: u32 = 16 << 20;
 
@@ -211,6 +213,9 @@ impl Section {
         if head[..4] != MAGIC || head[4] != FORMAT_VERSION || crc != crc32fast::hash(&head[..32]) {
             return Err(damaged("its head is not one of this version"));
         }
+        if head[5] > MAX_BITS {
+            return Err(damaged("it can't have so many buckets"));
+        }
         let (from, to, first_index) = (u64_at(8), u64_at(16), u64_at(24));
         Ok(Self { path: path.to_owned(), file, from, to, first_index, bits: head[5] })
     }
@@ -222,6 +227,15 @@ impl Section {
     /// The places of a key up to a revision, newest first.
     pub(super) fn places(&self, key: Key, upto: Revision) -> Result<Vec<Place>, Corrupt> {
         let bucket = bucket_of(key, self.bits);
+        let (_, bytes) = self.bucket(bucket)?;
+        let places = self
+            .find(Some(key), &bytes[4..])
+            .ok_or_else(|| damaged(format!("bucket {bucket} is cut off")))?;
+        Ok(places.into_iter().rev().filter(|place| place.revision <= upto).collect())
+    }
+
+    /// Where a bucket begins, and its bytes, checksum and all, verified.
+    fn bucket(&self, bucket: usize) -> Result<(u64, Vec<u8>), Corrupt> {
         let mut ends = [0; 8];
         read_at(&self.file, &self.path, &mut ends, (HEAD_BYTES + 4 * bucket) as u64)?;
         let (begin, end) = ((&ends[..4]).get_u32_le(), (&ends[4..]).get_u32_le());
@@ -232,28 +246,59 @@ impl Section {
         if (&bytes[..4]).get_u32_le() != checksum(bucket, &bytes[4..]) {
             return Err(damaged(format!("the checksum of bucket {bucket} is wrong")));
         }
-        let places =
-            self.find(key, &bytes[4..]).ok_or_else(|| damaged(format!("bucket {bucket} is cut off")))?;
-        Ok(places.into_iter().rev().filter(|place| place.revision <= upto).collect())
+        Ok((begin.into(), bytes))
     }
 
-    /// The places of a key in a bucket, oldest first; `None` if the bucket ends within something.
-    fn find(&self, key: Key, mut bucket: &[u8]) -> Option<Vec<Place>> {
+    /// How many places there are, in buckets that are all sound and fill the file.
+    fn check(&self) -> Result<u64, Corrupt> {
+        let buckets = 1_u64 << self.bits;
+        let mut keys = 0;
+        let mut expected = HEAD_BYTES as u64 + 4 * (buckets + 1);
+        for bucket in 0..buckets as usize {
+            let (begin, bytes) = self.bucket(bucket)?;
+            if begin != expected {
+                return Err(damaged(format!(
+                    "bucket {bucket} begins at {begin}, and the one before ends at {expected}"
+                )));
+            }
+            expected += bytes.len() as u64;
+            let found =
+                self.find(None, &bytes[4..]).ok_or_else(|| damaged(format!("bucket {bucket} is cut off")))?;
+            keys += found.len() as u64;
+        }
+        let length = self.file.metadata().map_err(failed("read the length of", &self.path))?.len();
+        if length == expected {
+            Ok(keys)
+        } else {
+            Err(damaged(format!("it has {length} bytes, not {expected}")))
+        }
+    }
+
+    /// The places of a key (or of all) in a bucket, oldest first; `None` if the bucket ends within something.
+    fn find(&self, key: Option<Key>, mut bucket: &[u8]) -> Option<Vec<Place>> {
         let mut found = Vec::new();
         while !bucket.is_empty() {
             let this = bucket.try_get_u64_le().ok()?;
             let count = decode_varint(&mut bucket).ok()?;
             let (mut revision, mut index) = (self.from, self.first_index);
             for _ in 0..count {
-                revision += decode_varint(&mut bucket).ok()?;
-                index += decode_varint(&mut bucket).ok()?;
-                if this == key.0 {
+                revision = decode_varint(&mut bucket).ok()?.checked_add(revision)?;
+                index = decode_varint(&mut bucket).ok()?.checked_add(index)?;
+                if key.is_none_or(|key| this == key.0) {
                     found.push(Place { revision, index });
                 }
             }
         }
         Some(found)
     }
+}
+
+/// How many places a file has, if all of it is sound; else what is wrong.
+pub(crate) fn check(path: &Path) -> Result<u64, String> {
+    Section::open(path).and_then(|section| section.check()).map_err(|corrupt| match corrupt {
+        Corrupt::Damaged(what) => what,
+        Corrupt::Fault(fault) => describe(&fault),
+    })
 }
 
 /// Reads exactly so much; a file that ends before is damaged.

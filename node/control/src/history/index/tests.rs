@@ -166,3 +166,31 @@ fn what_is_older_than_the_history_is_removed_with_it() {
     assert_eq!(index.gap(15, 30), None);
     assert_eq!(index.gap(5, 30), Some((5, 10)));
 }
+
+/// Written by hand, as docs/formats.md says.
+#[test]
+fn a_section_of_format_version_1_can_be_read() {
+    let mut file = b"SKHX\x01\0\0\0".to_vec();
+    for number in [1_u64, 300, 1000] {
+        file.extend_from_slice(&number.to_le_bytes());
+    }
+    file.extend_from_slice(&crc32fast::hash(&file).to_le_bytes());
+    // One bucket, and where it ends.
+    let key = 0x0102_0304_0506_0708_u64;
+    let body = [&key.to_le_bytes()[..], &[2, 0, 0, 0xab, 0x02, 5]].concat();
+    let (begin, end) = (44_u32, 44 + 4 + body.len() as u32);
+    file.extend_from_slice(&[begin.to_le_bytes(), end.to_le_bytes()].concat());
+    file.extend_from_slice(&crc32fast::hash(&[&[0; 4][..], &body].concat()).to_le_bytes());
+    file.extend_from_slice(&body);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("section-00000000000000000001");
+    fs::write(&path, &file).unwrap();
+    assert_eq!(check_section(&path), Ok(2));
+    let section = Section::open(&path).ok().unwrap();
+    let places = section.places(Key(key), 300).ok().unwrap();
+    let expected = [(300, 1005), (1, 1000)].map(|(revision, index)| Place { revision, index });
+    assert_eq!(places, expected);
+    file[4] = 2;
+    fs::write(&path, &file).unwrap();
+    check_section(&path).unwrap_err();
+}

@@ -1,5 +1,6 @@
 //! One of the databases that the log is made of: the blocks from its first index up to the next database's.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -29,17 +30,32 @@ pub(super) struct Want {
     pub end: u64,
     /// Bytes, by [`block::weight`]. The entry that exceeds it is the last one.
     pub left: usize,
+    /// Of the entry before `next`, if that was read.
+    pub term: u64,
 }
 
 impl Want {
+    pub(super) fn new(range: Range<u64>, max_bytes: usize) -> Self {
+        Self { next: range.start, end: range.end, left: max_bytes.max(1), term: 0 }
+    }
+
     pub(super) fn is_satisfied(&self) -> bool {
         self.next >= self.end || self.left == 0
     }
 
-    pub(super) fn take(&mut self, entry: LogEntry, out: &mut Vec<LogEntry>) {
-        self.next = entry.log_id.index + 1;
+    /// Takes what comes next. Terms never fall along a log: where they do, a truncation was forgotten.
+    pub(super) fn take(&mut self, entry: LogEntry, out: &mut Vec<LogEntry>) -> Result<(), BlockError> {
+        let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
+        if term < self.term {
+            let before = self.term;
+            return Err(BlockError::Corrupt(format!(
+                "entry {index} is of term {term}, and the one before it of {before}"
+            )));
+        }
+        (self.next, self.term) = (index + 1, term);
         self.left = self.left.saturating_sub(block::weight(&entry));
         out.push(entry);
+        Ok(())
     }
 }
 
@@ -86,11 +102,9 @@ impl Database {
 
     /// Where it ends; `None` if it is empty. Also checks that it begins where its name says.
     pub(super) fn end(&self) -> Result<Option<End>, StorageError> {
-        let db = self.folder.db();
-        let Some((key, value)) = db.last().map_err(|e| self.folder.failed("read", e))? else {
-            return Ok(None);
-        };
-        if let Some((key, _)) = db.first().map_err(|e| self.folder.failed("read", e))?
+        let Some((key, value)) = self.last_block()? else { return Ok(None) };
+        let first = self.folder.with_db(|db| db.first().map_err(|e| self.folder.failed("read", e)))?;
+        if let Some((key, _)) = first
             && key != block::head_key(self.first)
         {
             let found = block::display_key(&key);
@@ -106,7 +120,7 @@ impl Database {
             Kind::Part if header.part + 1 == header.count => {
                 let mut out = Vec::new();
                 let next = header.first;
-                self.read(&mut Want { next, end: next + 1, left: usize::MAX }, &mut out)?;
+                self.read(&mut Want::new(next..next + 1, usize::MAX), &mut out)?;
                 out.last().map(|entry| entry.log_id)
             }
             Kind::Part => None,
@@ -117,27 +131,32 @@ impl Database {
         }
     }
 
-    /// Removes the parts of a last entry that is not complete: its write was cut off by a crash, and nobody was
-    /// told that it is stored. To be called only for the newest database, before [`Database::end`].
-    pub(super) fn remove_unfinished_entry(&self) -> Result<bool, StorageError> {
-        let last = self.folder.db().last().map_err(|e| self.folder.failed("read", e))?;
-        let Some((key, value)) = last else { return Ok(false) };
+    /// The index of a last entry that is not complete.
+    pub(super) fn unfinished_entry(&self) -> Result<Option<u64>, StorageError> {
+        let Some((key, value)) = self.last_block()? else { return Ok(None) };
         let header = self.decode_header(&key, &value)?;
-        if header.kind == Kind::Whole || header.part + 1 == header.count {
-            return Ok(false);
-        }
-        self.remove_from(header.first)?;
-        self.sync()?;
-        Ok(true)
+        let whole = header.kind == Kind::Whole || header.part + 1 == header.count;
+        Ok((!whole).then_some(header.first))
+    }
+
+    /// Removes the parts of a last entry whose write was cut off by a crash: nobody was told that it is stored.
+    pub(super) fn remove_unfinished(&self, index: u64) -> Result<(), StorageError> {
+        self.remove_from(index)?;
+        self.sync()
     }
 
     /// Reads what is wanted as far as it is here.
     pub(super) fn read(&self, want: &mut Want, out: &mut Vec<LogEntry>) -> Result<(), StorageError> {
-        let start =
-            self.key_at_or_before(want.next)?.unwrap_or_else(|| block::head_key(want.next).as_slice().into());
+        self.folder.with_db(|db| self.read_from(db, want, out))
+    }
+
+    fn read_from(&self, db: &sled::Db, want: &mut Want, out: &mut Vec<LogEntry>) -> Result<(), StorageError> {
+        let start = self
+            .key_at_or_before(db, want.next)?
+            .unwrap_or_else(|| block::head_key(want.next).as_slice().into());
         let mut parts: Option<Parts> = None;
         let mut expected = None;
-        for item in self.folder.db().range(start..) {
+        for item in db.range(start..) {
             let (key, value) = item.map_err(|e| self.folder.failed("read", e))?;
             if want.is_satisfied() {
                 return Ok(());
@@ -165,13 +184,14 @@ impl Database {
                 parts = collected.add(block.body());
                 if parts.is_none() {
                     let entry = block::decode_entry(header.first, collected.bytes.freeze());
-                    want.take(entry.map_err(|e| self.unreadable(&key, e))?, out);
+                    let taken = entry.and_then(|entry| want.take(entry, out));
+                    taken.map_err(|e| self.unreadable(&key, e))?;
                 }
                 continue;
             }
             for entry in block.entries().map_err(|e| self.unreadable(&key, e))? {
                 if entry.log_id.index >= want.next && !want.is_satisfied() {
-                    want.take(entry, out);
+                    want.take(entry, out).map_err(|e| self.unreadable(&key, e))?;
                 }
             }
         }
@@ -186,8 +206,7 @@ impl Database {
     pub(super) fn truncate(&self, from: u64) -> Result<(), StorageError> {
         self.remove_from(from)?;
         self.hooks.at_step(Step::TruncatedBlocks).map_err(failed("truncate", self.folder.dir()))?;
-        let last = self.folder.db().last().map_err(|e| self.folder.failed("read", e))?;
-        if let Some((key, value)) = last {
+        if let Some((key, value)) = self.last_block()? {
             let boundary = self.decode(&key, &value)?;
             if boundary.header.kind == Kind::Whole && boundary.last() >= from {
                 self.insert(&boundary.cut(from).map_err(|e| self.unreadable(&key, e))?)?;
@@ -198,24 +217,32 @@ impl Database {
 
     /// Shows each block, in the order of the keys.
     pub(super) fn for_each_block(&self, mut show: impl FnMut(&[u8], &[u8])) -> Result<(), StorageError> {
-        for item in self.folder.db().iter() {
-            let (key, value) = item.map_err(|e| self.folder.failed("read", e))?;
-            show(&key, &value);
-        }
-        Ok(())
+        self.folder.with_db(|db| {
+            for item in db.iter() {
+                let (key, value) = item.map_err(|e| self.folder.failed("read", e))?;
+                show(&key, &value);
+            }
+            Ok(())
+        })
+    }
+
+    fn last_block(&self) -> Result<Option<(IVec, IVec)>, StorageError> {
+        self.folder.with_db(|db| db.last().map_err(|e| self.folder.failed("read", e)))
     }
 
     fn remove_from(&self, from: u64) -> Result<(), StorageError> {
-        let keys = self.folder.db().range(block::head_key(from)..).keys().collect::<Result<Vec<_>, _>>();
-        for key in keys.map_err(|e| self.folder.failed("read", e))?.iter().rev() {
-            self.folder.remove(key)?;
-        }
-        Ok(())
+        self.folder.with_db(|db| {
+            let keys = db.range(block::head_key(from)..).keys().collect::<Result<Vec<_>, _>>();
+            for key in keys.map_err(|e| self.folder.failed("read", e))?.iter().rev() {
+                self.folder.remove(key)?;
+            }
+            Ok(())
+        })
     }
 
     /// The key of the block that `index` is in if it is here.
-    fn key_at_or_before(&self, index: u64) -> Result<Option<IVec>, StorageError> {
-        let mut before = self.folder.db().range(..=block::head_key(index)).keys();
+    fn key_at_or_before(&self, db: &sled::Db, index: u64) -> Result<Option<IVec>, StorageError> {
+        let mut before = db.range(..=block::head_key(index)).keys();
         before.next_back().transpose().map_err(|e| self.folder.failed("read", e))
     }
 
@@ -236,7 +263,8 @@ impl Database {
         block::decode_header(key, value).map_err(|e| self.unreadable(key, e))
     }
 
-    fn unreadable(&self, key: &[u8], error: BlockError) -> StorageError {
+    /// The error for a block that can't be read.
+    pub(super) fn unreadable(&self, key: &[u8], error: BlockError) -> StorageError {
         match error {
             BlockError::Corrupt(what) => self.corrupt(block::display_key(key), what),
             BlockError::Newer(found) => StorageError::NewerFormat {

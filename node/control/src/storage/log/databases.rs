@@ -8,11 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::database::{Database, Want};
+use super::end;
 use super::options::Hooks;
 use super::places::{self, Places};
 use super::sled_folder::sled_file_bytes;
 use super::stats::Counters;
-use crate::raft::types::LogEntry;
+use crate::raft::types::{LogEntry, LogId};
 use crate::storage::StorageError;
 use crate::storage::files::{create_folder, failed, sync_folder};
 
@@ -95,7 +96,9 @@ impl Databases {
                 leftovers.push(Removed { dir, database: None });
             } else if let Some(first) = first_of(&name) {
                 slots.by_first.insert(first, Slot::new(dir, None));
-            } else if name != META {
+            } else if name == end::TEMPORARY {
+                fs::remove_file(&dir).map_err(failed("remove", &dir))?;
+            } else if name != META && name != end::NAME {
                 tracing::warn!(path = %dir.display(), "this does not belong in a log folder, and is left alone");
             }
         }
@@ -117,6 +120,12 @@ impl Databases {
     /// The first index of the newest database.
     pub(super) fn newest(&self) -> Option<u64> {
         self.lock().by_first.last_key_value().map(|(first, _)| *first)
+    }
+
+    /// The last entry of the newest database.
+    pub(super) fn end(&self) -> Result<Option<LogId>, StorageError> {
+        let Some(newest) = self.newest() else { return Ok(None) };
+        Ok(self.get(newest)?.end()?.map(|end| end.last))
     }
 
     /// First indexes of the databases that hold nothing before `from`, newest first.
@@ -216,7 +225,7 @@ impl Databases {
 
     /// Reads entries from `from` on, before `end`, until `max_bytes` are exceeded. Ends early where the log ends.
     pub(super) fn read(&self, from: u64, end: u64, max_bytes: usize) -> Result<Vec<LogEntry>, StorageError> {
-        let mut want = Want { next: from, end, left: max_bytes.max(1) };
+        let mut want = Want::new(from..end, max_bytes);
         let mut entries = Vec::new();
         while !want.is_satisfied() {
             let before = want.next;

@@ -6,7 +6,9 @@
 //! | `vote` | the last vote |
 //! | `purged` | the last purged log id |
 //! | `history` | [`HistoryStart`]: where the history begins, once that is no longer where the log began |
-//! | `tail` | [`TailRecord`]: what the log must at least hold |
+//!
+//! A folder of version 1 has `tail` too: an index that was durable, and the last log id that was known to be committed.
+//! Since version 2 the file `end` says that (see [`end`](super::end)).
 //!
 //! Every value is `"SKLM"`, a format version, the CRC-32 of key and payload, and the payload in bincode.
 
@@ -25,8 +27,10 @@ use crate::storage::StorageError;
 
 const MAGIC: [u8; 4] = *b"SKLM";
 const RECORD_VERSION: u8 = 1;
-/// The format version of the log folder: which databases there are, and what the keys mean.
-const FOLDER_VERSION: u64 = 1;
+/// The format version of the log folder: which databases and files there are, and what the keys mean. 2: `end` must be
+/// there. Version 1 is read and made version 2; a program that knows only that would truncate and not say so in `end`.
+const FOLDER_VERSION: u64 = 2;
+const WITHOUT_END: u64 = 1;
 const FORMAT: &str = "format";
 const VOTE: &str = "vote";
 const PURGED: &str = "purged";
@@ -51,18 +55,24 @@ impl HistoryStart {
     }
 }
 
-/// What is known of the log's end.
-///
-/// sled takes the first unreadable message of its file for a torn end, and quietly forgets what stands behind it.
-/// In all but the newest database that is found as a hole before the next one. For the newest, this record names
-/// an index that was durable: if the log ends before it, entries that were acknowledged are lost, and the node must
-/// not vote as if it had never had them.
+/// What a folder of version 1 knows of the log's end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct TailRecord {
+pub(super) struct OldTail {
     /// An index that was durable, and is not truncated.
     pub durable: Option<u64>,
     /// The last log id that was known to be committed.
     pub committed: Option<LogId>,
+}
+
+/// What kind of folder it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Age {
+    /// There was nothing.
+    New,
+    /// Of version 1.
+    Old(OldTail),
+    /// Of this version.
+    Current,
 }
 
 /// The open meta database with its records.
@@ -72,11 +82,13 @@ pub(super) struct Meta {
     pub purged: Option<LogId>,
     /// None: it begins where the log began.
     pub history: Option<HistoryStart>,
-    pub tail: TailRecord,
+    /// What it was when it was opened.
+    pub age: Age,
 }
 
 impl Meta {
-    /// Opens it, or creates it if `log_is_empty`.
+    /// Opens it; if the log is empty it may be new. Then, and if it is of an older version, it is as before until
+    /// [`Meta::make_current`].
     pub(super) fn open(
         dir: &Path,
         log_is_empty: bool,
@@ -84,55 +96,50 @@ impl Meta {
         counters: Arc<Counters>,
     ) -> Result<Self, StorageError> {
         let folder = SledFolder::open(dir, hooks, counters)?;
-        match read::<u64>(&folder, FORMAT)? {
-            Some(FOLDER_VERSION) => {}
+        let age = match read::<u64>(&folder, FORMAT)? {
+            Some(FOLDER_VERSION) => Age::Current,
+            Some(WITHOUT_END) => Age::Old(read(&folder, TAIL)?.unwrap_or_default()),
             Some(found) => {
                 let path = dir.to_owned();
                 return Err(StorageError::NewerFormat { path, found, supported: FOLDER_VERSION });
             }
-            None if log_is_empty && folder.db().is_empty() => {
-                write(&folder, FORMAT, &FOLDER_VERSION)?;
-                folder.sync()?;
-            }
+            None if log_is_empty && folder.is_empty()? => Age::New,
             None => return Err(folder.corrupt(FORMAT, "the record is missing, and the log is not new")),
-        }
+        };
         let (vote, purged) = (read(&folder, VOTE)?, read(&folder, PURGED)?);
-        let (history, tail) = (read(&folder, HISTORY)?, read(&folder, TAIL)?.unwrap_or_default());
-        Ok(Self { folder, vote, purged, history, tail })
+        let history = read(&folder, HISTORY)?;
+        Ok(Self { folder, vote, purged, history, age })
     }
 
-    /// Records a vote, and on the way what is known of the log's end; durable when it returns.
-    pub(super) fn save_vote(&mut self, vote: Vote, tail: TailRecord) -> Result<(), StorageError> {
+    /// Makes it a folder of this version, durably; `end` must be there by then.
+    pub(super) fn make_current(&mut self) -> Result<(), StorageError> {
+        if self.age != Age::Current {
+            write(&self.folder, FORMAT, &FOLDER_VERSION)?;
+            self.folder.remove(TAIL.as_bytes())?;
+            self.folder.sync()?;
+            self.age = Age::Current;
+        }
+        Ok(())
+    }
+
+    /// Records a vote; durable when it returns.
+    pub(super) fn save_vote(&mut self, vote: Vote) -> Result<(), StorageError> {
         write(&self.folder, VOTE, &vote)?;
         self.vote = Some(vote);
-        self.save_tail(tail)
+        self.folder.sync()
     }
 
     /// Records what Raft no longer needs, and where the history begins; durable when it returns.
-    pub(super) fn save_purged(
-        &mut self,
-        purged: LogId,
-        history: HistoryStart,
-        tail: TailRecord,
-    ) -> Result<(), StorageError> {
+    pub(super) fn save_purged(&mut self, purged: LogId, history: HistoryStart) -> Result<(), StorageError> {
         write(&self.folder, PURGED, &purged)?;
         self.purged = Some(purged);
-        self.save_history(history, tail)
+        self.save_history(history)
     }
 
     /// Records where the history begins; durable when it returns.
-    pub(super) fn save_history(&mut self, start: HistoryStart, tail: TailRecord) -> Result<(), StorageError> {
+    pub(super) fn save_history(&mut self, start: HistoryStart) -> Result<(), StorageError> {
         write(&self.folder, HISTORY, &start)?;
         self.history = Some(start);
-        self.save_tail(tail)
-    }
-
-    /// Records what is known of the log's end; durable when it returns.
-    pub(super) fn save_tail(&mut self, tail: TailRecord) -> Result<(), StorageError> {
-        if tail != self.tail {
-            write(&self.folder, TAIL, &tail)?;
-            self.tail = tail;
-        }
         self.folder.sync()
     }
 
@@ -149,37 +156,148 @@ fn checksum(key: &str, payload: &[u8]) -> u32 {
 }
 
 fn write<T: Serialize>(folder: &SledFolder, key: &str, record: &T) -> Result<(), StorageError> {
+    folder.insert(key.as_bytes(), &encode(key, record))
+}
+
+fn encode<T: Serialize>(key: &str, record: &T) -> Vec<u8> {
     let payload = bincode::serde::encode_to_vec(record, bincode::config::standard())
         .expect("records are plain data, which bincode can always encode");
     let mut value = MAGIC.to_vec();
     value.push(RECORD_VERSION);
     value.extend_from_slice(&checksum(key, &payload).to_le_bytes());
     value.extend_from_slice(&payload);
-    folder.insert(key.as_bytes(), &value)
+    value
+}
+
+/// Why bytes are not a record.
+#[derive(Debug, PartialEq, Eq)]
+enum RecordError {
+    /// A later version of this program wrote it.
+    Newer(u8),
+    /// It is not what was written.
+    Corrupt(String),
+}
+
+impl From<&str> for RecordError {
+    fn from(what: &str) -> Self {
+        Self::Corrupt(what.to_owned())
+    }
 }
 
 fn read<T: DeserializeOwned>(folder: &SledFolder, key: &str) -> Result<Option<T>, StorageError> {
-    let Some(value) = folder.db().get(key).map_err(|e| folder.failed("read", e))? else {
-        return Ok(None);
-    };
-    let corrupt = |what: &str| folder.corrupt(key, what);
-    let rest = value.strip_prefix(&MAGIC[..]).ok_or_else(|| corrupt("it lacks the magic bytes"))?;
-    let (&version, rest) = rest.split_first().ok_or_else(|| corrupt("it is cut off"))?;
-    if version > RECORD_VERSION {
-        return Err(StorageError::NewerFormat {
+    let Some(value) = folder.get(key.as_bytes())? else { return Ok(None) };
+    decode(key, &value).map(Some).map_err(|error| match error {
+        RecordError::Corrupt(what) => folder.corrupt(key, what),
+        RecordError::Newer(found) => StorageError::NewerFormat {
             path: folder.dir().to_owned(),
-            found: version.into(),
+            found: found.into(),
             supported: RECORD_VERSION.into(),
-        });
+        },
+    })
+}
+
+fn decode<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, RecordError> {
+    let rest = value.strip_prefix(&MAGIC[..]).ok_or("it lacks the magic bytes")?;
+    let (&version, rest) = rest.split_first().ok_or("it is cut off")?;
+    if version > RECORD_VERSION {
+        return Err(RecordError::Newer(version));
     }
-    let (crc, payload) = rest.split_first_chunk().ok_or_else(|| corrupt("it is cut off"))?;
+    let (crc, payload) = rest.split_first_chunk().ok_or("it is cut off")?;
     if u32::from_le_bytes(*crc) != checksum(key, payload) {
-        return Err(corrupt("its checksum is wrong"));
+        return Err("its checksum is wrong".into());
     }
     let config = bincode::config::standard().with_limit::<65536>();
     match bincode::serde::decode_from_slice(payload, config) {
-        Ok((record, used)) if used == payload.len() => Ok(Some(record)),
-        Ok(_) => Err(corrupt("bytes are left behind it")),
-        Err(error) => Err(corrupt(&format!("it can't be decoded: {error}"))),
+        Ok((record, used)) if used == payload.len() => Ok(record),
+        Ok(_) => Err("bytes are left behind it".into()),
+        Err(error) => Err(RecordError::Corrupt(format!("it can't be decoded: {error}"))),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod fuzz_record {
+    //! For `fuzz_meta_record`: a sample has the number of its key in front.
+
+    use super::*;
+
+    const KEYS: [&str; 5] = [FORMAT, VOTE, PURGED, HISTORY, TAIL];
+
+    pub(in super::super) fn samples() -> Vec<Vec<u8>> {
+        let id = super::super::block::log_id(3, 70_000);
+        let history = HistoryStart { index: 9, before: Some((4, [7; 32])) };
+        let records = [
+            encode(FORMAT, &FOLDER_VERSION),
+            encode(VOTE, &Vote::new_committed(5, u64::MAX)),
+            encode(PURGED, &id),
+            encode(HISTORY, &history),
+            encode(TAIL, &OldTail { durable: Some(7), committed: Some(id) }),
+        ];
+        (0..).zip(records).map(|(key, record)| [&[key], &record[..]].concat()).collect()
+    }
+
+    pub(in super::super) fn fix_checksum(bytes: &mut [u8]) {
+        if let Some((key, record)) = bytes.split_first_mut()
+            && record.len() > 9
+        {
+            let crc = checksum(KEYS[usize::from(*key) % KEYS.len()], &record[9..]);
+            record[5..9].copy_from_slice(&crc.to_le_bytes());
+        }
+    }
+
+    fn whole<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        key: &str,
+        record: &[u8],
+    ) -> bool {
+        let Ok(value) = decode::<T>(key, record) else { return false };
+        assert_eq!(decode::<T>(key, &encode(key, &value)).as_ref(), Ok(&value));
+        true
+    }
+
+    pub(in super::super) fn decode_all(bytes: &[u8]) -> bool {
+        let Some((key, record)) = bytes.split_first() else { return false };
+        let key = KEYS[usize::from(*key) % KEYS.len()];
+        match key {
+            FORMAT => whole::<u64>(key, record),
+            VOTE => whole::<Vote>(key, record),
+            PURGED => whole::<LogId>(key, record),
+            HISTORY => whole::<HistoryStart>(key, record),
+            _ => whole::<OldTail>(key, record),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of each record, written by hand as docs/formats.md says.
+    fn golden(key: &str, payload: &[u8]) -> Vec<u8> {
+        let crc = crc32fast::hash(&[key.as_bytes(), payload].concat());
+        [b"SKLM\x01", &crc.to_le_bytes()[..], payload].concat()
+    }
+
+    fn check<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+        key: &str,
+        value: &T,
+        payload: &[u8],
+    ) {
+        let golden = golden(key, payload);
+        assert_eq!(decode::<T>(key, &golden).as_ref(), Ok(value), "{key}");
+        assert_eq!(encode(key, value), golden, "{key}");
+        let newer = [&golden[..4], &[2], &golden[5..]].concat();
+        assert_eq!(decode::<T>(key, &newer), Err(RecordError::Newer(2)), "{key}");
+    }
+
+    #[test]
+    fn records_of_format_version_1_can_be_read() {
+        let id = super::super::block::log_id(3, 70_000);
+        let id_bytes = [3, 252, 0x70, 0x11, 0x01, 0x00];
+        check(FORMAT, &2_u64, &[2]);
+        check(VOTE, &Vote::new_committed(5, u64::MAX), &[&[5, 1, 253][..], &[0xff; 8], &[1]].concat());
+        check(PURGED, &id, &id_bytes);
+        let start = HistoryStart { index: 9, before: Some((4, [7; 32])) };
+        check(HISTORY, &start, &[&[9, 1, 4][..], &[7; 32]].concat());
+        let tail = OldTail { durable: Some(7), committed: Some(id) };
+        check(TAIL, &tail, &[&[1, 7, 1][..], &id_bytes].concat());
     }
 }

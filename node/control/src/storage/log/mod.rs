@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! DATA/log/meta/                       vote, purged log id, format version
+//! DATA/log/end                         what was durable, so that a loss is found
 //! DATA/log/log-00000000000000000000/   blocks of entries from index 0 on
 //! DATA/log/log-00000000000000183442/   the next database, begun after 32 MiB
 //! DATA/log/removed-…/                  no longer kept, or truncated: being deleted
@@ -19,8 +20,10 @@
 //! `block` describes the values of the log databases, `meta` the records. Both carry a magic, a version and a CRC.
 
 mod block;
+pub(crate) mod check;
 mod database;
 mod databases;
+mod end;
 mod fetched;
 mod meta;
 mod open;

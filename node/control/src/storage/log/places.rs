@@ -140,6 +140,28 @@ impl Places {
         (magic == MAGIC).then_some(Self { records: places, data, count })
     }
 
+    /// How many blocks there are, each found where it should be.
+    ///
+    /// # Errors
+    /// With what is wrong first.
+    pub(super) fn check(dir: &Path) -> Result<u64, String> {
+        let places = Self::open(dir).ok_or("it can't be read, or does not begin as it must")?;
+        let length = places.records.metadata().map_err(|error| error.to_string())?.len();
+        if length != (MAGIC.len() + RECORD_BYTES * places.count as usize) as u64 {
+            return Err(format!("it has {length} bytes: it is cut off"));
+        }
+        let mut before = None;
+        for at in 0..places.count {
+            let block = places.block(at).map_err(|error| format!("record {at}: {error}"))?;
+            let key = Some((block.header.first, block.header.part));
+            if key <= before {
+                return Err(format!("record {at} is out of order"));
+            }
+            before = key;
+        }
+        Ok(places.count)
+    }
+
     /// Reads what is wanted, as far as the places lead; what is not found here is read through sled.
     ///
     /// # Errors
@@ -157,7 +179,7 @@ impl Places {
             };
             for entry in entries {
                 if entry.log_id.index >= want.next && !want.is_satisfied() {
-                    want.take(entry, out);
+                    want.take(entry, out).map_err(wrong)?;
                 }
             }
             at = next;

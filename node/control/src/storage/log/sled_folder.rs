@@ -1,12 +1,15 @@
 //! One sled database in its folder, and what it takes to make its writes durable.
 
+use std::any::Any;
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use sled::IVec;
 
 use super::options::Hooks;
 use super::stats::Counters;
@@ -56,6 +59,19 @@ fn sled_failed(action: &'static str, dir: &Path, source: sled::Error) -> Storage
         source => return StorageError::Database { action, dir: dir.to_owned(), source },
     };
     failed(action, &dir.join("db"))(error)
+}
+
+/// Runs something in sled. A panic of it becomes an error with the place; it is fatal like every other one.
+fn guarded<T>(dir: &Path, work: impl FnOnce() -> Result<T, StorageError>) -> Result<T, StorageError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(StorageError::Panicked { dir: dir.to_owned(), said: panic_message(panic.as_ref()).to_owned() })
+    })
+}
+
+/// What a panic said.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// How long a handle of this process on a database takes to be gone after it was dropped, at most.
@@ -125,13 +141,12 @@ impl SledFolder {
         wait_until_released(&data)?;
         remove_unfinished_config(&config, &data)?;
         remove_unfinished_snapshots(dir)?;
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(dir)
             .segment_size(SEGMENT_BYTES)
             .cache_capacity(CACHE_BYTES)
-            .flush_every_ms(None)
-            .open()
-            .map_err(|source| sled_failed("open", dir, source))?;
+            .flush_every_ms(None);
+        let db = guarded(dir, || config.open().map_err(|source| sled_failed("open", dir, source)))?;
         let file = File::open(&data).map_err(failed("open", &data))?;
         let folder = Self { dir: dir.to_owned(), blobs, db, file, hooks, counters };
         if let Err(error) = folder.make_durable() {
@@ -154,9 +169,23 @@ impl SledFolder {
         &self.dir
     }
 
-    /// Reads and iterates; errors go through [`SledFolder::failed`].
-    pub(super) fn db(&self) -> &sled::Db {
-        &self.db
+    /// Reads, iterates and removes; errors go through [`SledFolder::failed`].
+    ///
+    /// # Errors
+    /// What `work` gives, or that sled panicked: on much of what it can't read it does.
+    pub(super) fn with_db<T>(
+        &self,
+        work: impl FnOnce(&sled::Db) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        guarded(&self.dir, || work(&self.db))
+    }
+
+    pub(super) fn is_empty(&self) -> Result<bool, StorageError> {
+        self.with_db(|db| Ok(db.is_empty()))
+    }
+
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<IVec>, StorageError> {
+        self.with_db(|db| db.get(key).map_err(|e| self.failed("read", e)))
     }
 
     pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), StorageError> {

@@ -223,8 +223,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         self.shared.check()?;
         let truncate = |done| {
-            let from = self.shared.tail.truncate(last_log_id)?;
-            Some(Operation::Truncate { from, done })
+            let (from, after) = self.shared.tail.truncate(last_log_id)?;
+            Some(Operation::Truncate { from, after, done })
         };
         Ok(self.perform(truncate).await?)
     }

@@ -194,9 +194,9 @@ impl Tail {
         state.trim(self.cache_limit);
     }
 
-    /// Makes the entries behind `after` unreadable. Returns the first index that is to be removed from the disk, or
-    /// `None` if there is none.
-    pub(super) fn truncate(&self, after: Option<LogId>) -> Option<u64> {
+    /// Makes the entries behind `after` unreadable. Returns the first index that is to be removed from the disk with the
+    /// last log id that is left, or `None` if there is nothing to be removed.
+    pub(super) fn truncate(&self, after: Option<LogId>) -> Option<(u64, Option<LogId>)> {
         let mut state = self.lock();
         let from = after.map_or(0, |id| id.index + 1).max(state.first);
         if from >= state.next_index() {
@@ -209,7 +209,7 @@ impl Tail {
             }
         }
         state.last = if from == state.first { state.purged } else { after };
-        Some(from)
+        Some((from, state.last))
     }
 
     /// Makes the entries up to `upto` unreadable for Raft. `None` if they are already.

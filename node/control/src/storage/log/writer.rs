@@ -1,6 +1,5 @@
 //! The one thread that writes.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,9 +12,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::block::{self, BlockBuilder};
 use super::database::Database;
 use super::databases::{Databases, Removed};
+use super::end::{EndFile, EndRecord};
 use super::fetched::FetchedLog;
-use super::meta::{HistoryStart, Meta, TailRecord};
+use super::meta::{HistoryStart, Meta};
 use super::options::{LogOptions, Step};
+use super::sled_folder::panic_message;
 use super::stats::Counters;
 use super::tail::{Purge, Reads, Tail};
 use crate::raft::types::{LogEntry, LogId, TypeConfig, Vote};
@@ -87,9 +88,10 @@ pub(super) enum Operation {
         vote: Vote,
         done: Done,
     },
-    /// Removes the entries from `from` on.
+    /// Removes the entries from `from` on, which is behind `after`.
     Truncate {
         from: u64,
+        after: Option<LogId>,
         done: Done,
     },
     /// Records that Raft does not need the entries up to `upto`.
@@ -119,13 +121,14 @@ pub(super) struct Writer {
     pub shared: Arc<Shared>,
     pub options: LogOptions,
     pub meta: Meta,
+    pub end: EndFile,
     pub reaper: SyncSender<Removed>,
     /// The newest database; none if the log is empty.
     pub current: Option<Arc<Database>>,
     /// About how many bytes were written to it.
     pub current_bytes: u64,
-    /// The index of the last entry on the disk.
-    pub last: Option<u64>,
+    /// The last entry on the disk.
+    pub last: Option<LogId>,
 }
 
 impl Writer {
@@ -165,12 +168,14 @@ impl Writer {
         match operation {
             Operation::Append(append) => self.perform_appends(append, waiting),
             Operation::SaveVote { vote, done } => self.answer(done, |writer| {
-                let tail = writer.tail_record();
-                writer.meta.save_vote(vote, tail)?;
+                writer.meta.save_vote(vote)?;
+                writer.end.save(writer.end_record())?;
                 writer.shared.tail.set_vote(vote);
                 Ok(())
             }),
-            Operation::Truncate { from, done } => self.answer(done, |writer| writer.truncate(from)),
+            Operation::Truncate { from, after, done } => {
+                self.answer(done, |writer| writer.truncate(from, after))
+            }
             Operation::Purge { upto, purge, done } => self.answer(done, |writer| writer.purge(upto, purge)),
             Operation::Trim { start, done } => self.answer(done, |writer| writer.trim(start)),
             Operation::Adopt { fetched, adopted } => {
@@ -247,7 +252,8 @@ impl Writer {
         let mut bytes = 0;
         for block in builder.finish() {
             if block.part == 0 && self.current_bytes >= self.options.database_bytes {
-                self.seal(block.first)?;
+                self.last = entries().map(|e| e.log_id).rfind(|id| id.index < block.first).or(self.last);
+                self.seal()?;
             }
             let current = match &self.current {
                 Some(current) => current,
@@ -259,18 +265,18 @@ impl Writer {
         }
         if let (Some(current), Some(last)) = (&self.current, entries().last()) {
             current.sync()?;
-            self.last = Some(last.log_id.index);
+            self.last = Some(last.log_id);
+            self.end.note(self.end_record())?;
         }
         self.shared.counters.appended(entries().count() as u64, bytes);
         Ok(())
     }
 
-    /// Ends the current database before the entry `next`.
-    fn seal(&mut self, next: u64) -> Result<(), StorageError> {
+    /// Ends the current database with the last entry.
+    fn seal(&mut self) -> Result<(), StorageError> {
         if let Some(current) = self.current.take() {
             current.sync()?;
-            self.last = next.checked_sub(1);
-            self.meta.save_tail(self.tail_record())?;
+            self.end.save(self.end_record())?;
             self.shared.databases.close_sealed(current);
         }
         Ok(())
@@ -285,12 +291,10 @@ impl Writer {
 
     /// From the end backward, so that no crash leaves a hole: whole databases first, the newest one first, then
     /// what is behind the point in the one that it is in.
-    fn truncate(&mut self, from: u64) -> Result<(), StorageError> {
-        if self.meta.tail.durable.is_some_and(|durable| durable >= from) {
-            // Else a start after a crash in here would miss what was truncated.
-            self.meta.save_tail(TailRecord { durable: from.checked_sub(1), ..self.tail_record() })?;
-        }
-        self.last = from.checked_sub(1);
+    fn truncate(&mut self, from: u64, after: Option<LogId>) -> Result<(), StorageError> {
+        self.last = after;
+        // First: else a start after a crash in here would miss what was truncated.
+        self.end.save(self.end_record())?;
         self.current = None;
         for first in self.shared.databases.beginning_at_or_after(from) {
             self.discard(first)?;
@@ -315,7 +319,11 @@ impl Writer {
             Purge::Kept => self.meta.history.unwrap_or(HistoryStart::of_log(begins)),
             Purge::Cut => HistoryStart::of_log(upto.index + 1),
         };
-        self.meta.save_purged(upto, history, self.tail_record())?;
+        if purge == Purge::Cut {
+            // What is fetched later may be another entry in the place of the last one.
+            self.end.save(EndRecord { durable: None, ..self.end_record() })?;
+        }
+        self.meta.save_purged(upto, history)?;
         self.shared.set_history_start(self.meta.history);
         self.step(Step::PurgeRecorded)?;
         match purge {
@@ -325,7 +333,7 @@ impl Writer {
     }
 
     fn trim(&mut self, start: HistoryStart) -> Result<(), StorageError> {
-        self.meta.save_history(start, self.tail_record())?;
+        self.meta.save_history(start)?;
         self.shared.set_history_start(self.meta.history);
         self.step(Step::TrimRecorded)?;
         self.remove_before(start.index)
@@ -341,9 +349,9 @@ impl Writer {
         }
         self.shared.databases.take_over(fetched.databases())?;
         self.step(Step::FetchedMoved)?;
-        self.meta.save_history(fetched.start(), self.tail_record())?;
+        self.meta.save_history(fetched.start())?;
         if oldest.is_none() {
-            self.last = begins.checked_sub(1);
+            self.last = self.shared.databases.end()?;
         }
         self.shared.set_history_start(self.meta.history);
         self.shared.tail.adopt(fetched.start().index);
@@ -353,7 +361,7 @@ impl Writer {
     /// It is recorded that they are not needed: the databases that hold nothing else are removed, oldest first.
     fn remove_before(&mut self, index: u64) -> Result<(), StorageError> {
         let Some(upto) = index.checked_sub(1) else { return Ok(()) };
-        for first in self.shared.databases.ending_at_or_before(upto, self.last) {
+        for first in self.shared.databases.ending_at_or_before(upto, self.last.map(|last| last.index)) {
             if self.current.as_ref().is_some_and(|current| current.first() == first) {
                 self.current = None;
             }
@@ -374,8 +382,8 @@ impl Writer {
     }
 
     /// What is durable now. Nothing that is claimed here is truncated: see [`Writer::truncate`].
-    fn tail_record(&self) -> TailRecord {
-        TailRecord { durable: self.last, committed: self.shared.tail.committed() }
+    fn end_record(&self) -> EndRecord {
+        EndRecord { durable: self.last, committed: self.shared.tail.committed(), vote: self.meta.vote }
     }
 
     fn step(&self, step: Step) -> Result<(), StorageError> {
@@ -385,10 +393,7 @@ impl Writer {
 
     /// Records where the log ends, and closes everything.
     fn finish(mut self, done: Done) {
-        let result = self.attempt(|writer| {
-            let record = writer.tail_record();
-            writer.meta.save_tail(record)
-        });
+        let result = self.attempt(|writer| writer.end.save(writer.end_record()));
         match result {
             Ok(()) => {
                 self.shared.stop("it was shut down");
@@ -411,11 +416,6 @@ fn guarded(work: impl FnOnce() -> Result<(), StorageError>) -> Result<(), String
         Ok(result) => result.map_err(|error| describe(&error)),
         Err(panic) => Err(format!("the log writer panicked: {}", panic_message(panic.as_ref()))),
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 /// Answers everything that is left with the cause.

@@ -141,7 +141,7 @@ async fn an_end_that_was_durable_and_is_gone_is_an_error() {
         }
     });
     let error = open_error(dir.path());
-    assert!(error.contains("entries up to Some(30) were durable"), "{error}");
+    assert!(error.contains("entries up to 30 were durable"), "{error}");
     fs::remove_dir_all(dir.path().join(&name)).unwrap();
     assert!(open_error(dir.path()).contains("were durable"));
 }
@@ -206,9 +206,9 @@ async fn newer_formats_are_refused() {
     };
     let damaged = tempfile::tempdir().unwrap();
     copy(dir.path(), damaged.path());
-    with_sled(damaged.path(), "meta", |db| db.insert("format", newer("format", &[2])).unwrap());
+    with_sled(damaged.path(), "meta", |db| db.insert("format", newer("format", &[3])).unwrap());
     let error = open_error(damaged.path());
-    assert!(error.contains("meta has format version 2, but this version of sandkeeper reads"), "{error}");
+    assert!(error.contains("meta has format version 3, but this version of sandkeeper reads"), "{error}");
     // A record.
     let damaged = tempfile::tempdir().unwrap();
     copy(dir.path(), damaged.path());
@@ -235,4 +235,121 @@ async fn a_damaged_vote_and_a_lost_meta_are_errors() {
     fs::remove_dir_all(dir.path().join("meta")).unwrap();
     let error = open_error(dir.path());
     assert!(error.contains("key format: the record is missing, and the log is not new"), "{error}");
+}
+
+/// Flips a bit in the last place of a file that holds these bytes: sled takes that message for a torn end.
+fn flip_last(path: &Path, bytes: &[u8]) {
+    let mut file = fs::read(path).unwrap();
+    let at = file.windows(bytes.len()).rposition(|window| window == bytes).unwrap();
+    file[at] ^= 1;
+    fs::write(path, file).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_since_the_last_vote_is_missed_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    for index in 0..4 {
+        append(&mut store, [entry(1, index, 100)]).await;
+    }
+    store.save_vote(&vote(1)).await.unwrap();
+    for index in 4..20 {
+        append(&mut store, [entry(1, index, 20)]).await;
+    }
+    assert_eq!(databases(dir.path()).len(), 1);
+    for lost in [5, 19] {
+        // The process was killed; sled would not write what the store left in memory.
+        let killed = tempfile::tempdir().unwrap();
+        copy(dir.path(), killed.path());
+        flip_last(
+            &killed.path().join(first_database(dir.path())).join("db"),
+            format!("1:{lost}:").as_bytes(),
+        );
+        let error = open_error(killed.path());
+        assert!(error.contains("entries up to 19 were durable: acknowledged entries are lost"), "{error}");
+        assert!(error.contains("log-00000000000000000000, key 19"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_vote_that_was_given_is_missed() {
+    for entries in [0, 3] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path());
+        append(&mut store, (0..entries).map(|index| entry(1, index, 10))).await;
+        store.save_vote(&vote(5)).await.unwrap();
+        store.save_vote(&vote(6)).await.unwrap();
+        let killed = tempfile::tempdir().unwrap();
+        copy(dir.path(), killed.path());
+        flip_last(&killed.path().join("meta").join("db"), b"SKLM\x01");
+        let error = open_error(killed.path());
+        assert!(error.contains("meta, key vote") && error.contains("was given"), "{error}");
+    }
+}
+
+/// Entries of term 1 were truncated, and others took their place; sled forgets both, and the old ones are there again.
+#[tokio::test]
+async fn an_end_that_a_truncation_took_away_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path());
+    append(&mut store, (0..20).map(|index| entry(1, index, 20))).await;
+    let before = tempfile::tempdir().unwrap();
+    copy(dir.path(), before.path());
+    store.truncate_after(Some(log_id(1, 4))).await.unwrap();
+    // Until something follows, nobody was told more than that they are no longer needed.
+    let database = first_database(dir.path());
+    let with_old_database = |folder: &Path| {
+        copy(dir.path(), folder);
+        fs::remove_dir_all(folder.join(&database)).unwrap();
+        copy(&before.path().join(&database), &folder.join(&database));
+    };
+    let forgotten = tempfile::tempdir().unwrap();
+    with_old_database(forgotten.path());
+    assert_eq!(state(&mut open(forgotten.path())).await, (None, Some(19)));
+    append(&mut store, (5..15).map(|index| entry(2, index, 20))).await;
+    let forgotten = tempfile::tempdir().unwrap();
+    with_old_database(forgotten.path());
+    let error = open_error(forgotten.path());
+    assert!(error.contains("entry 14 is of term 1 and was of term 2"), "{error}");
+}
+
+/// The folder that a version wrote that knew nothing of `end`: its records are in `meta/`.
+fn as_version_1(dir: &Path, durable: u8) {
+    let record = |key: &str, payload: &[u8]| {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(key.as_bytes());
+        crc.update(payload);
+        [b"SKLM\x01", &crc.finalize().to_le_bytes()[..], payload].concat()
+    };
+    with_sled(dir, "meta", |db| {
+        db.insert("format", record("format", &[1])).unwrap();
+        // An index; term and index of what was committed.
+        db.insert("tail", record("tail", &[1, durable, 1, 1, 7])).unwrap();
+    });
+    fs::remove_file(dir.join("end")).unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_of_version_1_becomes_one_of_version_2() {
+    let dir = closed_log().await;
+    as_version_1(dir.path(), 30);
+    // A start of this version was cut off before it made the folder its own.
+    fs::write(dir.path().join("end"), "half").unwrap();
+    fs::write(dir.path().join("end.tmp"), "half").unwrap();
+    let mut store = open(dir.path());
+    assert_eq!(state(&mut store).await, (None, Some(30)));
+    assert_eq!(store.read_committed().await.unwrap(), Some(log_id(1, 7)));
+    assert!(!dir.path().join("end.tmp").exists());
+    assert_eq!(indexes(&all(&store).await), (0..=30).collect::<Vec<_>>());
+    store.shutdown().await.unwrap();
+    with_sled(dir.path(), "meta", |db| assert_eq!(db.get("tail").unwrap(), None));
+    // From now on it must be there.
+    fs::remove_file(dir.path().join("end")).unwrap();
+    let error = open_error(dir.path());
+    assert!(error.contains("/end: it is missing, and the log is not new"), "{error}");
+    // What the old version had recorded counts.
+    let dir = closed_log().await;
+    as_version_1(dir.path(), 31);
+    let error = open_error(dir.path());
+    assert!(error.contains("the log ends with 30, and entries up to 31 were durable"), "{error}");
 }

@@ -4,10 +4,12 @@ mod conformance;
 mod corruption;
 mod faults;
 mod fetched;
+mod fuzz;
 mod history;
 mod model;
 mod power_cut;
 mod reopen;
+mod speed;
 
 use std::fs::{self, File};
 use std::io;

@@ -148,7 +148,7 @@ async fn a_purge_removes_whole_databases_and_hides_the_rest() {
     store.shutdown().await.unwrap();
     assert_eq!(store.stats().databases_removed, (before - after) as u64);
     let left = fs::read_dir(dir.path()).unwrap().count();
-    assert_eq!(left, after + 1, "nothing but the databases and meta/");
+    assert_eq!(left, after + 2, "nothing but the databases, meta/ and end");
     let mut store = open(dir.path());
     assert_eq!(state(&mut store).await, (Some(49), Some(59)));
     assert_eq!(indexes(&all(&store).await), (50..60).collect::<Vec<_>>());
