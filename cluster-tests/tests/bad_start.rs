@@ -100,8 +100,8 @@ async fn a_data_directory_serves_only_whom_it_belongs_to() {
 
     let identity = data_dir.join("node.toml");
     let good = fs::read_to_string(&identity).unwrap();
-    assert!(good.contains("format_version = 1"), "{good}");
-    fs::write(&identity, good.replace("format_version = 1", "format_version = 99\nnew_key = 1")).unwrap();
+    assert!(good.contains("format_version = 2"), "{good}");
+    fs::write(&identity, good.replace("format_version = 2", "format_version = 99\nnew_key = 1")).unwrap();
     let ended = server("n0", &data_dir, &[]).await;
     ended.failed_saying(&["node.toml", "format version 99", "a later one"]);
     for (bad, why) in [("{", "cannot be read"), ("name = 'n0'\n", "format_version is missing")] {
