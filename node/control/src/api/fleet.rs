@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use super::Api;
 use super::call::{Call, DEFAULT_DEADLINE};
 use super::convert::fleet as convert;
-use super::status::{fault, rejected};
+use super::status::{self, fault, rejected};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -19,9 +19,13 @@ impl Api {
         convert::agents(state, agents, |id| self.parts().sessions.connection_id(id))
     }
 
-    /// An agent as a command left it. Of the other agents this node may know more by now.
-    fn tell_changed(&self, agent: &Agent) -> Option<v1::Agent> {
-        self.tell_agents(&self.parts().raft.replica().state(), [agent]).pop()
+    /// An agent as a command left it. What follows from other agents too (whether its recovery is paused) is told by a state
+    /// that has the command's effect: this node may get there later than the leader.
+    async fn tell_changed(&self, agent: &Agent, deadline: Instant) -> Result<Option<v1::Agent>, Status> {
+        let reached = self.parts().raft.replica().wait_revision(agent.revision, deadline);
+        let reached = self.unless_stopped(reached).await?;
+        let view = reached.map_err(|error| status::wait(error, agent.revision))?;
+        Ok(self.tell_agents(&view.state, [agent]).pop())
     }
 
     async fn change_agent(&self, request: CoreRequest, deadline: Instant) -> Result<Agent, Status> {
@@ -76,9 +80,10 @@ impl FleetService for Api {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let command = convert::cordon(request.into_inner(), call.actor, &self.parts().retention);
         let command = command.map_err(|rejection| rejected(&rejection))?;
-        let agent = self.change_agent(command, call.deadline).await?;
-        let header = Some(self.header_written(agent.revision));
-        Ok(Response::new(v1::CordonAgentResponse { header, agent: self.tell_changed(&agent) }))
+        let changed = self.change_agent(command, call.deadline).await?;
+        let header = Some(self.header_written(changed.revision));
+        let agent = self.tell_changed(&changed, call.deadline).await?;
+        Ok(Response::new(v1::CordonAgentResponse { header, agent }))
     }
 
     async fn uncordon_agent(
@@ -88,9 +93,10 @@ impl FleetService for Api {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let command = convert::uncordon(&request.into_inner(), call.actor, &self.parts().retention);
         let command = command.map_err(|rejection| rejected(&rejection))?;
-        let agent = self.change_agent(command, call.deadline).await?;
-        let header = Some(self.header_written(agent.revision));
-        Ok(Response::new(v1::UncordonAgentResponse { header, agent: self.tell_changed(&agent) }))
+        let changed = self.change_agent(command, call.deadline).await?;
+        let header = Some(self.header_written(changed.revision));
+        let agent = self.tell_changed(&changed, call.deadline).await?;
+        Ok(Response::new(v1::UncordonAgentResponse { header, agent }))
     }
 
     async fn recover_agent(
@@ -100,9 +106,10 @@ impl FleetService for Api {
         let call = Call::of(&request, DEFAULT_DEADLINE)?;
         let command = convert::recover(&request.into_inner(), call.actor, &self.parts().retention);
         let command = command.map_err(|rejection| rejected(&rejection))?;
-        let agent = self.change_agent(command, call.deadline).await?;
-        let header = Some(self.header_written(agent.revision));
-        Ok(Response::new(v1::RecoverAgentResponse { header, agent: self.tell_changed(&agent) }))
+        let changed = self.change_agent(command, call.deadline).await?;
+        let header = Some(self.header_written(changed.revision));
+        let agent = self.tell_changed(&changed, call.deadline).await?;
+        Ok(Response::new(v1::RecoverAgentResponse { header, agent }))
     }
 
     async fn remove_agent(
