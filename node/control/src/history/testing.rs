@@ -1,4 +1,7 @@
-//! Entries for tests.
+//! For tests: entries, and what a history takes on the disk.
+
+use std::fs;
+use std::path::Path;
 
 use sandkeeper_statemachine::{Actor, Entry, Event, EventKind, Header, Revision, Subject, Timestamp};
 use uuid::Uuid;
@@ -29,4 +32,14 @@ fn event(cluster: Option<u128>) -> Event {
         previous: 0,
     };
     Event { header, kind }
+}
+
+/// How long all files below a folder are together, bytes.
+pub(crate) fn bytes_in(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let bytes = |entry: fs::DirEntry| match entry.metadata().unwrap() {
+        metadata if metadata.is_dir() => bytes_in(&entry.path()),
+        metadata => metadata.len(),
+    };
+    entries.map(bytes).sum()
 }

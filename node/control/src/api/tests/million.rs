@@ -16,7 +16,7 @@ use crate::api::Searcher;
 use crate::api::convert::event::Filter;
 use crate::history::checkpoints::Checkpoint;
 use crate::history::index::{self, SubjectIndex};
-use crate::history::testing::filler;
+use crate::history::testing::{bytes_in, filler};
 use crate::history::{AppliedEntry, FEED_BYTES, History, Recorder, digests_of};
 use crate::raft::replica::{Publisher, View};
 use crate::raft::types::{EntryData, LogEntry, LogId, StoredMembership};
@@ -132,15 +132,6 @@ async fn measure(
     let line =
         format!("{whose:30} {wanted:5} events: p50 {p50:?}, p99 {p99:?}, max {max:?}, the first {first:?}");
     writeln!(std::io::stdout(), "{line}").unwrap();
-}
-
-fn bytes_in(folder: &std::path::Path) -> u64 {
-    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
-    let bytes = |entry: std::fs::DirEntry| match entry.metadata().unwrap() {
-        metadata if metadata.is_dir() => bytes_in(&entry.path()),
-        metadata => metadata.len(),
-    };
-    entries.map(bytes).sum()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -128,8 +128,8 @@ fn databases(folder: &Path) -> Result<Vec<(u64, PathBuf)>, InspectError> {
     let mut databases: Vec<_> = list(folder)?
         .into_iter()
         .filter_map(|path| {
-            let name = path.file_name()?.to_str()?.strip_prefix("log-")?.parse().ok()?;
-            Some((name, path))
+            let first = check::first_of(path.file_name()?.to_str()?)?;
+            Some((first, path))
         })
         .collect();
     databases.sort_unstable();

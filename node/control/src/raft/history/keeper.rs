@@ -139,7 +139,8 @@ impl Keeper {
     /// Fetches what a snapshot jumped over. False if nothing is to be fetched.
     async fn fetch(&self, peers: &mut Peers) -> Result<bool, StorageError> {
         let start = self.log.reader().history_start().filter(|start| start.before.is_none());
-        let (Some(start), Some(wanted)) = (start, self.wanted().await?) else {
+        let wanted = if start.is_some() { self.wanted().await? } else { None };
+        let (Some(start), Some(wanted)) = (start, wanted) else {
             self.progress.is_missing(0);
             return Ok(false);
         };

@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::rig::{Running, Site, cluster, eventually, leader};
 use crate::decider::LeaderKnowledge;
+use crate::history::testing::bytes_in;
 use crate::raft::types::{EntryData, LogEntry, LogId};
 use crate::storage::log::{HistoryStart, LogOptions, LogStore};
 
@@ -149,15 +150,6 @@ fn create(number: u64) -> CreateSandbox {
         recovery_timeout_seconds: 60,
         wait: None,
     }
-}
-
-fn bytes_in(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
-    let bytes = |entry: fs::DirEntry| match entry.metadata().unwrap() {
-        metadata if metadata.is_dir() => bytes_in(&entry.path()),
-        metadata => metadata.len(),
-    };
-    entries.map(bytes).sum()
 }
 
 fn say(line: &str) {

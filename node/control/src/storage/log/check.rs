@@ -22,6 +22,11 @@ pub(crate) const META: &str = databases::META;
 /// The name of the file that says what was durable.
 pub(crate) const END: &str = end::NAME;
 
+/// The index that the database in a folder of this name begins with; `None`: it is none.
+pub(crate) fn first_of(name: &str) -> Option<u64> {
+    databases::first_of(name)
+}
+
 /// What is on record about a log.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Recorded {

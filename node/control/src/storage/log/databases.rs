@@ -33,7 +33,8 @@ pub(super) fn name_of(first: u64) -> String {
     format!("{PREFIX}{first:020}")
 }
 
-fn first_of(name: &str) -> Option<u64> {
+/// The index that the database in a folder of this name begins with; `None`: it is none.
+pub(super) fn first_of(name: &str) -> Option<u64> {
     name.strip_prefix(PREFIX).and_then(|number| number.parse().ok())
 }
 

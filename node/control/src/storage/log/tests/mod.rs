@@ -9,7 +9,6 @@ mod history;
 mod model;
 mod power_cut;
 mod reopen;
-mod speed;
 
 use std::fs::{self, File};
 use std::io;
