@@ -105,6 +105,31 @@ fn wait_until_released(data: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
+/// Cuts segments off that are nothing but the zeros of [`SledFolder::keep_filled`]: whoever wrote them was killed. sled would take them
+/// for free, write zeros over them, and cut them off itself, in a thread beside that which writes.
+fn cut_zeros(data: &Path) -> Result<(), StorageError> {
+    if !data.exists() {
+        return Ok(());
+    }
+    let file = OpenOptions::new().read(true).write(true).open(data).map_err(failed("open", data))?;
+    let length = file.metadata().map_err(failed("read the length of", data))?.len();
+    let (mut end, segment) = (length, SEGMENT_BYTES as u64);
+    let mut bytes = Vec::new();
+    while end > segment {
+        let start = (end - 1) / segment * segment;
+        bytes.resize((end - start) as usize, 0);
+        file.read_exact_at(&mut bytes, start).map_err(failed("read", data))?;
+        if bytes.iter().any(|byte| *byte != 0) {
+            break;
+        }
+        end = start;
+    }
+    if end < length {
+        file.set_len(end).map_err(failed("shorten", data))?;
+    }
+    Ok(())
+}
+
 /// sled writes its settings with two calls before it creates the data file, and refuses to open if it finds only a part of
 /// them. They are made durable before anything is inserted, so without data they are of a creation that was cut off, and
 /// are written anew. With data they are corrupt, and sled says so.
@@ -152,6 +177,7 @@ impl SledFolder {
             }
         }
         wait_until_released(&data)?;
+        cut_zeros(&data)?;
         remove_unfinished_config(&config, &data)?;
         remove_unfinished_snapshots(dir)?;
         let config = sled::Config::new()
