@@ -39,6 +39,9 @@ struct Args {
     /// Go on after a violation
     #[arg(long)]
     keep_going: bool,
+    /// The cluster has to work again within this time after a fault. More than the default is for machines that others use too
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    within: Duration,
     /// Only what needs no root
     #[arg(long)]
     without_root: bool,
@@ -58,6 +61,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         keep: args.keep,
         keep_going: args.keep_going,
         without_root: args.without_root,
+        within: args.within,
         quiet: args.json,
     };
     // Whoever interrupts it leaves nothing behind: no process, no mount.
