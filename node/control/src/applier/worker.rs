@@ -242,6 +242,10 @@ impl Worker {
         if self.asked.is_none_or(|asked| inventory.processed_sequence < asked) {
             return; // it answers somebody else's question
         }
+        if self.view.as_ref().is_some_and(|view| view.is_newer_than(inventory.processed_sequence)) {
+            debug!(agent = %self.session.spec.agent_id, "an inventory that is older than what was heard");
+            return;
+        }
         if inventory.part == 0 {
             self.parts.clear();
         }
