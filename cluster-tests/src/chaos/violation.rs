@@ -4,10 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use sandkeeper_client::v1;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What has to hold, whatever happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Invariant {
     /// I1: no acknowledged event is lost, and the history is the same on every replica.
     Durable,

@@ -67,7 +67,8 @@ impl Api {
         })?;
         let history = parts.raft.history().clone();
         let next = if from == 0 { parts.raft.replica().revision() + 1 } else { from };
-        let next = if planted(Bug::WatchMissesFirst) { next + u64::from(from > 0) } else { next };
+        let missed = planted(Bug::WatchMissesFirst) && from > 1 && from <= parts.raft.replica().revision();
+        let next = next + u64::from(missed);
         if next < history.oldest_revision() && !planted(Bug::WatchSkipsAtCompaction) {
             // Peers may have it. What is too old everywhere is said at once.
             let reached = self.unless_stopped(history.read(next, 1)).await?;
