@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Parser;
 use cluster_tests::chaos::{self, Options};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Attack a cluster under load with every fault, and show that it stays true to its word
 ///
@@ -58,7 +60,13 @@ async fn main() -> anyhow::Result<ExitCode> {
         without_root: args.without_root,
         quiet: args.json,
     };
-    let report = chaos::run(&options).await?;
+    // Whoever interrupts it leaves nothing behind: no process, no mount.
+    let mut asked_to_end = signal(SignalKind::terminate())?;
+    let report = tokio::select! {
+        report = chaos::run(&options) => report?,
+        _ = tokio::signal::ctrl_c() => bail!("interrupted"),
+        _ = asked_to_end.recv() => bail!("asked to end"),
+    };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -287,12 +287,9 @@ impl Inner {
         match &operation.outcome {
             Outcome::Refused(_) => counts.refused += 1,
             Outcome::Unknown(_) => counts.unknown += 1,
-            outcome => {
-                use super::record::Action::{Batch, Change, Create};
-                let changes = matches!(operation.action, Create { .. } | Batch { .. } | Change { .. });
-                let made = if let Outcome::CreatedAll { sandboxes, .. } = outcome { sandboxes.len() as u64 } else { 1 };
-                if changes { counts.acknowledged += made } else { counts.read += 1 }
-            }
+            _ if operation.is_read() => counts.read += 1,
+            Outcome::CreatedAll { sandboxes, .. } => counts.acknowledged += sandboxes.len() as u64,
+            _ => counts.acknowledged += 1,
         }
     }
 

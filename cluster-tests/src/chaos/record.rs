@@ -165,6 +165,11 @@ impl Operation {
         }
     }
 
+    /// Whether it changes nothing.
+    pub fn is_read(&self) -> bool {
+        matches!(self.action, Action::Get { .. } | Action::List { .. } | Action::Capacity { .. })
+    }
+
     /// The revision below which no replica may answer.
     pub fn least_revision(&self) -> u64 {
         let asked = match &self.action {

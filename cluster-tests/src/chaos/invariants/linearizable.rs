@@ -9,12 +9,12 @@ use crate::chaos::record::{Action, Operation, Outcome, Wanted};
 use crate::chaos::versions::At;
 use crate::chaos::violation::{Breach, Invariant};
 
-/// No answer is older than it may be.
+/// No read is older than it may be. (The answer to a change that is asked for again is the first answer again.)
 ///
 /// # Errors
 /// If it is.
 pub fn fresh(operation: &Operation) -> Result<(), Breach> {
-    let Some(at) = operation.outcome.revision() else { return Ok(()) };
+    let Some(at) = operation.outcome.revision().filter(|_| operation.is_read()) else { return Ok(()) };
     let least = operation.least_revision();
     if at >= least {
         return Ok(());
