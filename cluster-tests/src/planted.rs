@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use planted_bugs::{Bug, VARIABLE};
+pub use planted_bugs::Bug;
+use planted_bugs::VARIABLE;
 use serde::{Deserialize, Serialize};
 
 use crate::binary::{BINARY, build};
@@ -23,6 +24,8 @@ use crate::chaos::violation::Invariant;
 const CAMPAIGN: Duration = Duration::from_secs(90);
 /// A campaign that goes on for so much longer than it was told hangs.
 const HANGS: Duration = Duration::from_secs(300);
+/// A campaign that is asked to end does so within this time.
+const ENDS: Duration = Duration::from_secs(30);
 /// Between two looks at a campaign.
 const LOOK: Duration = Duration::from_millis(100);
 /// What of a violation stands in the table, characters.
@@ -233,7 +236,15 @@ fn wait(child: &mut Child, patience: Duration) -> anyhow::Result<Option<ExitStat
         }
         std::thread::sleep(LOOK);
     }
-    killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL)?;
+    // It ends all that it has started, if it still can.
+    let group = Pid::from_raw(child.id().cast_signed());
+    kill(group, Signal::SIGTERM)?;
+    let deadline = Instant::now() + ENDS;
+    while Instant::now() < deadline && child.try_wait()?.is_none() {
+        std::thread::sleep(LOOK);
+    }
+    // If nothing is left, so much the better.
+    let _ = killpg(group, Signal::SIGKILL);
     child.wait()?;
     Ok(None)
 }

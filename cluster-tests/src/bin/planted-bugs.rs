@@ -11,8 +11,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use cluster_tests::planted::{self, Hunt, Options};
-use planted_bugs::Bug;
+use cluster_tests::planted::{self, Bug, Hunt, Options};
 
 /// Plant one bug after the other, and show that the campaign finds each
 ///
