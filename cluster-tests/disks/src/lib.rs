@@ -21,9 +21,6 @@ const LONG: Duration = Duration::from_secs(120);
 /// Written at once while a disk is filled.
 static BLOCK: [u8; 64 << 10] = [0x5a; 64 << 10];
 
-/// When a disk is filled, its last bytes are written and not only taken.
-const SPARED: u64 = 2 << 20;
-
 /// What is made in the file, with the defaults of its tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileSystem {
@@ -139,11 +136,16 @@ impl LoopDisk {
     /// Fills it with a file until no more than `leave` bytes are free. 0: until nothing more goes in.
     pub fn fill(&self, leave: u64) {
         let mut file = File::options().create(true).append(true).open(self.filler()).expect("it is writable");
-        // Most of it at once, without writing. What is left by then is written.
-        let most = self.free().saturating_sub(leave + SPARED);
-        if most > 0 {
-            let most = i64::try_from(most).expect("disks of tests are small");
-            fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, most).expect("there is room");
+        // Most of it without writing: what is reserved for root too, as much as the file system gives. The rest is written.
+        let found = statvfs(&self.mount).expect("it is mounted");
+        let (mut taken, mut more) = (0, (found.blocks_free() * found.fragment_size()).saturating_sub(leave));
+        while more > BLOCK.len() as u64 {
+            let number = |bytes: u64| i64::try_from(bytes).expect("disks of tests are small");
+            // The file grows by it: what is appended comes behind.
+            if fallocate(&file, FallocateFlags::empty(), number(taken), number(more)).is_ok() {
+                taken += more;
+            }
+            more /= 2;
         }
         while self.free() > leave || leave == 0 {
             // The last block goes in in part.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures::future::join_all;
+use sandkeeper_client::Code;
 use sandkeeper_client::v1::{self, Phase};
 use tokio::time::{Instant, sleep};
 
@@ -14,7 +15,7 @@ use super::invariants::{progress, single_life};
 use super::oracle::Oracle;
 use super::rig::Rig;
 use super::violation::{Breach, Invariant};
-use super::workload::{LIVES, REAL, ROOMY};
+use super::workload::{LIVES, QUIET, REAL};
 use crate::{alive, by_id, diary};
 
 /// How long a create after a fault is waited for: longer than it may take, to say how long it took.
@@ -35,14 +36,22 @@ pub async fn progress(rig: &Rig, fault: &str, number: u64) {
     let request = |mode: v1::Mode| v1::CreateSandboxRequest {
         namespace: "progress".to_owned(),
         name: format!("after-{number}-{}", mode.as_str_name().to_lowercase().replace('_', "-")),
-        pool_ref: ROOMY.to_owned(),
+        pool_ref: QUIET.to_owned(),
         command: vec!["true".to_owned()],
         mode: mode.into(),
         ..v1::CreateSandboxRequest::default()
     };
     let mut made = Vec::new();
     let began = Instant::now();
-    let fast = client.create(request(v1::Mode::Fast)).await;
+    let fast = loop {
+        match client.create(request(v1::Mode::Fast)).await {
+            // That there is room again on a disk is not known at once.
+            Err(error) if error.code() == Some(Code::ResourceExhausted) && began.elapsed() < PATIENCE => {
+                sleep(LOOK).await;
+            }
+            done => break done,
+        }
+    };
     let (took, why) = match fast {
         Ok(answer) => {
             made.extend(answer.sandbox);

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 
 use super::oracle::Oracle;
 use super::violation::{Breach, Invariant};
-use super::workload::{REAL, ROOMY, TIGHT};
+use super::workload::{QUIET, REAL, ROOMY, TIGHT};
 use crate::{AgentOptions, Cluster, ClusterOptions, Process, Raw, faketime};
 
 /// Agents that run processes.
@@ -149,8 +149,13 @@ impl Rig {
         if self.dice.random_bool(0.7) {
             self.dice.random_range(0..REAL_AGENTS)
         } else {
-            self.dice.random_range(0..self.cluster.agents.len())
+            self.dice.random_range(0..self.vulnerable_agents())
         }
+    }
+
+    /// So many agents, the first ones, may be hurt. The last is left alone: with it, it is seen whether the nodes work.
+    pub fn vulnerable_agents(&self) -> usize {
+        self.cluster.agents.len() - 1
     }
 
     /// A client of one node, without retries beyond a short deadline.
@@ -315,11 +320,12 @@ fn fleet(seed: u64) -> Vec<AgentOptions> {
     };
     let real = (0..REAL_AGENTS).map(|index| agent(&format!("a{index}"), REAL, "--slots 12 --cpu 8".to_owned()));
     let simulated = |count: usize, slots: usize, cpu: usize, more: &str| {
-        format!("--runtime simulated --count {count} --slots {slots} --cpu {cpu} --seed {seed} {more}")
+        format!("--runtime simulated --count {count} --slots {slots} --cpu {cpu} --seed {seed} {more}").trim_end().to_owned()
     };
     let others = [
         agent("roomy", ROOMY, simulated(6, 60, 64, "--start-time 5ms --failure-rate 0.01")),
         agent("tight", TIGHT, simulated(3, 5, 3, "--start-time 40ms --failure-rate 0.05")),
+        agent("quiet", QUIET, simulated(2, 100, 64, "")),
     ];
     real.chain(others).collect()
 }

@@ -179,7 +179,7 @@ impl Fault for Storm {
     fn inject<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<()>> {
         async move {
             let before = Self::broken(rig);
-            let agents: Vec<_> = (0..rig.cluster.agents.len()).map(Party::Agent).collect();
+            let agents: Vec<_> = (0..rig.vulnerable_agents()).map(Party::Agent).collect();
             for _ in 0..4 {
                 rig.cluster.links.as_ref().expect("a rig has links").break_connections(agents.clone());
                 let pause = rig.some_time(100..800);

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Fault;
 use crate::chaos::rig::Rig;
-use crate::chaos::workload::ROOMY;
+use crate::chaos::workload::QUIET;
 use crate::by_id;
 
 /// How long a client waits for the next leader.
@@ -66,7 +66,7 @@ async fn failover(rig: &mut Rig, began: Instant) {
     let request = v1::CreateSandboxRequest {
         namespace: "failover".to_owned(),
         name: format!("after-{}", rig.failovers.len()),
-        pool_ref: ROOMY.to_owned(),
+        pool_ref: QUIET.to_owned(),
         command: vec!["true".to_owned()],
         ..v1::CreateSandboxRequest::default()
     };

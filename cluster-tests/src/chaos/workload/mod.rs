@@ -24,6 +24,8 @@ use caller::{Caller, Stage};
 pub const ROOMY: &str = "roomy";
 /// The same with little room, slow starts, and starts that fail.
 pub const TIGHT: &str = "tight";
+/// The pool of the agents that no fault is about.
+pub const QUIET: &str = "quiet";
 /// The pool of the agents that really run processes.
 pub const REAL: &str = "real";
 
