@@ -167,7 +167,10 @@ impl Campaign {
             self.heal(rig, drawn).await?;
         }
         if let Some(ongoing) = self.agents.take() {
-            if ongoing.until <= Instant::now() || name == "nothing" {
+            if name == "nothing" {
+                tokio::time::sleep_until(ongoing.until).await;
+            }
+            if ongoing.until <= Instant::now() {
                 self.heal(rig, ongoing.drawn).await?;
             } else {
                 self.agents = Some(ongoing);
