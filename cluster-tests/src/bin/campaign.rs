@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Parser;
+use cluster_tests::chaos::violation::Invariant;
 use cluster_tests::chaos::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -39,6 +40,9 @@ struct Args {
     /// Go on after a violation
     #[arg(long)]
     keep_going: bool,
+    /// End at the first violation of one of these invariants only, I1,… [default: of any]
+    #[arg(long, value_delimiter = ',', value_name = "I1,…")]
+    stop_at: Vec<Invariant>,
     /// Only what needs no root
     #[arg(long)]
     without_root: bool,
@@ -57,6 +61,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         faults: args.faults,
         keep: args.keep,
         keep_going: args.keep_going,
+        stop_at: args.stop_at,
         without_root: args.without_root,
         quiet: args.json,
     };

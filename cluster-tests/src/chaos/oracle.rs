@@ -336,7 +336,9 @@ impl Inner {
         while self.settled.front().is_some_and(|(upper, _)| *upper <= head) {
             if let Some((_, operation)) = self.settled.pop_front() {
                 self.count(Invariant::Linearizable, 1);
-                if let Err(breach) = linearizable::refusal(&self.fold, &operation, head) {
+                self.count(Invariant::RequestIds, 1);
+                let unfounded = linearizable::refusal(&self.fold, &operation, head);
+                for breach in [unfounded, self.request_ids.refusal(&operation)].into_iter().filter_map(Result::err) {
                     self.violate(now, breach);
                 }
             }

@@ -1,6 +1,7 @@
 //! What must never be, and where it was seen.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use sandkeeper_client::v1;
@@ -43,6 +44,11 @@ impl Invariant {
         Self::Watches,
     ];
 
+    /// I1 to I9.
+    pub fn number(self) -> &'static str {
+        self.title().split_once(' ').map_or("", |(number, _)| number)
+    }
+
     /// In few words.
     pub fn title(self) -> &'static str {
         match self {
@@ -56,6 +62,15 @@ impl Invariant {
             Self::Progress => "I8 progress after faults",
             Self::Watches => "I9 watches without gaps",
         }
+    }
+}
+
+impl FromStr for Invariant {
+    type Err = String;
+
+    fn from_str(number: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|invariant| invariant.number() == number);
+        found.ok_or_else(|| format!("`{number}` is none of I1 to I9"))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use sandkeeper_client::v1::{self, EventType};
 
-use crate::chaos::record::{Action, Operation, Outcome};
+use crate::chaos::record::{Action, Operation, Outcome, Refused};
 use crate::chaos::violation::{Breach, Invariant};
 
 /// Request ids of batches begin with this: they make several sandboxes.
@@ -44,6 +44,25 @@ impl RequestIds {
                 let what = format!("request {} has made {} before", event.request_id, entry.get());
                 Err(Breach::new(Invariant::RequestIds, event, what))
             }
+        }
+    }
+
+    /// A refusal, some time after it came.
+    ///
+    /// # Errors
+    /// If what stands in the way of the request is what it has made itself: it was carried out, and has to be told so.
+    pub fn refusal(&self, operation: &Operation) -> Result<(), Breach> {
+        let (Action::Create { namespace, request_id, .. }, Outcome::Refused(Refused { holder: Some(holder), .. })) =
+            (&operation.action, &operation.outcome)
+        else {
+            return Ok(());
+        };
+        match self.made_by(namespace, request_id) {
+            Some(made) if made == holder => {
+                let what = format!("the request has made {made} itself: {operation}");
+                Err(Breach::of(Invariant::RequestIds, what).about(made))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -109,6 +128,18 @@ mod tests {
         assert_eq!(ids.answer(&answered("c-x", "x")), Ok(()));
         assert_eq!(ids.answer(&answered("c-y", "y")), Ok(()));
         assert!(ids.answer(&answered("c-x", "y")).is_err());
+    }
+
+    #[test]
+    fn a_request_is_not_refused_for_what_it_has_made() {
+        let mut ids = RequestIds::default();
+        ids.event(&created(1, "x")).unwrap();
+        let refused = |request: &str| {
+            let refused = Refused { reason: "NAME_TAKEN".into(), message: String::new(), holder: Some("x".into()) };
+            Operation { outcome: Outcome::Refused(refused), ..answered(request, "x") }
+        };
+        assert_eq!(ids.refusal(&refused("c-y")), Ok(()));
+        assert!(ids.refusal(&refused("c-x")).is_err());
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub(super) async fn watch(
     seed: u64,
     apis: Vec<String>,
     oracle: Arc<Oracle>,
+    away_millis: u64,
 ) {
     let mut dice = StdRng::seed_from_u64(seed);
     let mut watcher = Watcher::new(name, namespace, 1);
@@ -39,7 +40,8 @@ pub(super) async fn watch(
             // It was away for longer than the history is kept, and is told so: it begins anew.
             watcher.skip_to(oracle.head() + 1);
         }
-        sleep(PAUSE).await;
+        let away = Duration::from_millis(dice.random_range(0..=away_millis));
+        sleep(PAUSE + away).await;
     }
 }
 
