@@ -40,8 +40,6 @@ const IN_TIGHT: usize = 4;
 const WITNESSES: usize = 2;
 /// Clients of create streams.
 const STREAMS: usize = 1;
-/// One watcher stays away for so long at most: what it has missed may be purged by then.
-const AWAY_MILLIS: u64 = 40_000;
 /// After the last fault everything that is open becomes known within this time.
 const FINISH: Duration = Duration::from_secs(30);
 
@@ -97,8 +95,7 @@ impl Workload {
         for (index, namespace) in namespaces.into_iter().enumerate() {
             let seed = target.seed.wrapping_mul(1_000).wrapping_add(200 + index as u64);
             let name = format!("watcher {index}");
-            let away = if index == 0 { AWAY_MILLIS } else { 0 };
-            observers.spawn(watchers::watch(name, namespace, seed, target.apis.clone(), Arc::clone(oracle), away));
+            observers.spawn(watchers::watch(name, namespace, seed, target.apis.clone(), Arc::clone(oracle), index == 0));
         }
         Self { stage, workers, observers }
     }
