@@ -14,6 +14,7 @@ mod ended;
 pub mod faketime;
 mod leftovers;
 mod links;
+pub mod planted;
 mod process;
 mod proxy;
 mod raw;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Parser;
+use cluster_tests::chaos::violation::Invariant;
 use cluster_tests::chaos::{self, Options};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,6 +43,9 @@ struct Args {
     /// The cluster has to work again within this time after a fault. More than the default is for machines that others use too
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     within: Duration,
+    /// End at the first violation of one of these invariants only, I1,… [default: of any]
+    #[arg(long, value_delimiter = ',', value_name = "I1,…")]
+    stop_at: Vec<Invariant>,
     /// Only what needs no root
     #[arg(long)]
     without_root: bool,
@@ -60,6 +64,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         faults: args.faults,
         keep: args.keep,
         keep_going: args.keep_going,
+        stop_at: args.stop_at,
         without_root: args.without_root,
         within: args.within,
         quiet: args.json,

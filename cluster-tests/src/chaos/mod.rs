@@ -21,9 +21,11 @@ pub mod workload;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use checks::{Lives, all_is_well};
@@ -33,7 +35,7 @@ use progress::Progress;
 use report::{Failover, Report};
 use rig::{Means, Rig, RigOptions};
 use schedule::{Drawn, Schedule, choose};
-use violation::{Breach, Invariant};
+use violation::{Breach, Invariant, Violation};
 use workload::{Target, Workload};
 
 /// Between two faults, milliseconds.
@@ -58,6 +60,8 @@ pub struct Options {
     pub keep: Option<PathBuf>,
     /// Whether it goes on after a violation.
     pub keep_going: bool,
+    /// It goes on, but after a violation of one of these; none: of any.
+    pub stop_at: Vec<Invariant>,
     /// Whether it does as if this were not root.
     pub without_root: bool,
     /// The cluster works again within this time after a fault.
@@ -104,8 +108,23 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         rig.oracle.checked(Invariant::Progress, Err(Breach::of(Invariant::Progress, what)));
     }
     let kept =
-        if rig.oracle.violations().is_empty() { None } else { Some(campaign.keep(&mut rig, options)?) };
+        if rig.oracle.violations().is_empty() { None } else { Some(Campaign::keep(&mut rig, options)?) };
     Ok(campaign.report(&rig, options, &skipped, kept))
+}
+
+/// Waits for a violation that ends the campaign: of one of these invariants, or, if there are none, of any.
+async fn enough(violated: &mut watch::Receiver<usize>, oracle: &Oracle, of: &[Invariant]) {
+    loop {
+        let some = *violated.borrow_and_update() > 0;
+        let counts = |violation: &Violation| of.is_empty() || of.contains(&violation.invariant);
+        if some && oracle.violations().iter().any(counts) {
+            return;
+        }
+        if violated.changed().await.is_err() {
+            // The oracle, which tells of more, lives as long as the campaign.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// A fault of the agents that is not over.
@@ -130,16 +149,19 @@ struct Campaign {
 impl Campaign {
     async fn go(&mut self, rig: &mut Rig, options: &Options) -> anyhow::Result<()> {
         let end = Instant::now() + options.duration;
-        let mut violated = rig.oracle.violated();
+        let (oracle, mut violated) = (Arc::clone(&rig.oracle), rig.oracle.violated());
+        let mut stopped = false;
         sleep(WARM_UP).await;
         while Instant::now() < end {
-            let enough = violated.wait_for(|count| *count > 0);
             tokio::select! {
-                _ = enough, if !options.keep_going => break,
+                () = enough(&mut violated, &oracle, &options.stop_at), if !options.keep_going => {
+                    stopped = true;
+                    break;
+                }
                 done = self.step(rig) => done?,
             }
         }
-        if !rig.oracle.violations().is_empty() && !options.keep_going {
+        if stopped {
             return Ok(());
         }
         if let Some(ongoing) = self.agents.take() {
@@ -172,7 +194,10 @@ impl Campaign {
             self.heal(rig, drawn).await?;
         }
         if let Some(ongoing) = self.agents.take() {
-            if ongoing.until <= Instant::now() || name == "nothing" {
+            if name == "nothing" {
+                tokio::time::sleep_until(ongoing.until).await;
+            }
+            if ongoing.until <= Instant::now() {
                 self.heal(rig, ongoing.drawn).await?;
             } else {
                 self.agents = Some(ongoing);
@@ -209,7 +234,7 @@ impl Campaign {
     }
 
     /// Keeps everything that is needed to understand what was seen.
-    fn keep(&self, rig: &mut Rig, options: &Options) -> anyhow::Result<PathBuf> {
+    fn keep(rig: &mut Rig, options: &Options) -> anyhow::Result<PathBuf> {
         rig.oracle.write_timeline().context("the timeline can't be written")?;
         let folder = rig.cluster.folder().to_owned();
         let Some(keep) = &options.keep else {

@@ -1,13 +1,14 @@
 //! What must never be, and where it was seen.
 
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use sandkeeper_client::v1;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What has to hold, whatever happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Invariant {
     /// I1: no acknowledged event is lost, and the history is the same on every replica.
     Durable,
@@ -43,6 +44,11 @@ impl Invariant {
         Self::Watches,
     ];
 
+    /// I1 to I9.
+    pub fn number(self) -> &'static str {
+        self.title().split_once(' ').map_or("", |(number, _)| number)
+    }
+
     /// In few words.
     pub fn title(self) -> &'static str {
         match self {
@@ -56,6 +62,15 @@ impl Invariant {
             Self::Progress => "I8 progress after faults",
             Self::Watches => "I9 watches without gaps",
         }
+    }
+}
+
+impl FromStr for Invariant {
+    type Err = String;
+
+    fn from_str(number: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|invariant| invariant.number() == number);
+        found.ok_or_else(|| format!("`{number}` is none of I1 to I9"))
     }
 }
 
@@ -80,7 +95,7 @@ pub struct Breach {
 
 impl Breach {
     /// An event that can't be.
-    pub fn new(invariant: Invariant, event: &v1::Event, what: String) -> Self {
+    pub fn new(invariant: Invariant, event: &v1::Event, what: impl fmt::Display) -> Self {
         let (revision, kind) = (event.revision, event.r#type().as_str_name());
         let what = format!("event {revision}, {kind} of {}: {what}", event.sandbox_id);
         Self { invariant, what, revision, sandbox_id: event.sandbox_id.clone() }

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use planted_bugs::{Bug, planted};
+
 use crate::ids::{AgentId, Revision, SandboxId, SandboxName, Timestamp};
 use crate::spec::{Capacity, Shape};
 
@@ -22,7 +24,7 @@ impl Traces {
         let live = status.phase != Phase::Terminating;
         let waits = status.phase == Phase::Pending;
         Self {
-            name: live.then(|| sandbox.spec.name.clone()),
+            name: has_name(sandbox).then(|| sandbox.spec.name.clone()),
             expiry: status.expire_time.filter(|_| live),
             queue: waits.then(|| (sandbox.spec.shape(), status.queued)),
             wait_end: status.wait_until.filter(|_| waits),
@@ -40,6 +42,12 @@ impl State {
             self.forget_sandbox(old, Some(&sandbox));
         }
         self.index_sandbox(&sandbox, old.as_ref());
+        if planted(Bug::CapacityAtTerminating) && sandbox.status.phase == Phase::Terminating {
+            for (old, held) in old.iter().flat_map(|old| old.status.held.iter().map(move |held| (old, held)))
+            {
+                self.charge(&held.agent, old, false);
+            }
+        }
         self.count_live(old.as_ref().and_then(Sandbox::live_on), sandbox.live_on());
         self.sandboxes.insert(sandbox.id.clone(), sandbox);
     }
@@ -109,7 +117,7 @@ impl State {
         self.sum.remove(old.digest());
         self.phases[old.status.phase as usize] -= 1;
         let traces = Traces::of(old);
-        let stays = new.is_some_and(|new| new.status.phase != Phase::Terminating);
+        let stays = new.is_some_and(has_name);
         if let Some(name) = traces.name
             && !stays
         {
@@ -136,12 +144,18 @@ impl State {
             if !new.is_some_and(|new| new.status.held.contains(held)) {
                 self.held.remove(&(held.agent.clone(), old.id.clone(), held.generation));
                 self.charge(&held.agent, old, false);
+                if planted(Bug::ReleasedTwice) && new.is_some_and(|new| new.status.phase == Phase::Failed) {
+                    self.charge(&held.agent, old, false);
+                }
             }
         }
     }
 
     /// Adds one allocation to an agent's sum, or takes it off.
     fn charge(&mut self, agent: &AgentId, sandbox: &Sandbox, taken: bool) {
+        if planted(Bug::CapacityAtTerminating) && sandbox.status.phase == Phase::Terminating {
+            return;
+        }
         let amount = Capacity::of(sandbox.spec.resources);
         let record = self.agents.get(agent).expect("an agent stays in the state while it holds allocations");
         let key = record.spec.pool.clone();
@@ -232,6 +246,15 @@ impl State {
                 self.request_ends.remove(&(ends, key.clone()));
             }
         }
+    }
+}
+
+/// Whether it has its name: another one can have it as soon as the terminate has committed.
+fn has_name(sandbox: &Sandbox) -> bool {
+    match sandbox.status.phase {
+        Phase::Terminating => planted(Bug::NameFreedTooLate),
+        Phase::Failed | Phase::Lost => !planted(Bug::NameFreedTooEarly),
+        Phase::Pending | Phase::Allocated | Phase::Running => true,
     }
 }
 

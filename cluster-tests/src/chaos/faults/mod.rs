@@ -6,6 +6,7 @@ mod disk;
 mod empty_disk;
 mod fsync;
 mod kill;
+mod late_leader;
 mod leadership;
 mod membership;
 mod partition;
@@ -91,7 +92,7 @@ macro_rules! kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 32] = [
+pub const KINDS: &[Kind] = &[
     kind!("kill-leader", Nodes, Nothing, kill::Kill::of(kill::Whom::Leader)),
     kind!("kill-follower", Nodes, Nothing, kill::Kill::of(kill::Whom::Follower)),
     kind!("kill-all", Nodes, Nothing, kill::Kill::of(kill::Whom::All)),
@@ -115,6 +116,7 @@ pub const KINDS: [Kind; 32] = [
     kind!("empty-disk", Nodes, Nothing, empty_disk::EmptyDisk::default()),
     kind!("membership", Nodes, Nothing, membership::Membership::default()),
     kind!("transfer", Nodes, Nothing, leadership::Transfer::default()),
+    kind!("late-leader", Nodes, Nothing, late_leader::LateLeader::default()),
     kind!("snapshot", Nodes, Nothing, snapshot::SnapshotAndKill::default()),
     kind!("rolling-restart", Nodes, Nothing, rolling::Rolling::default()),
     kind!("kill-agent", Agents, Nothing, agents::Kill::default()),

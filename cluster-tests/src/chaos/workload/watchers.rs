@@ -27,10 +27,16 @@ pub(super) async fn watch(
     seed: u64,
     apis: Vec<String>,
     oracle: Arc<Oracle>,
+    looks_back: bool,
 ) {
     let mut dice = StdRng::seed_from_u64(seed);
-    let mut watcher = Watcher::new(name, namespace, 1);
+    let mut watcher = Watcher::new(name.clone(), namespace.clone(), 1);
     loop {
+        if looks_back {
+            // What it asks for may be purged by now: then it is told so.
+            let from = dice.random_range(0..=oracle.head()) / 2 + 1;
+            watcher = Watcher::new(name.clone(), namespace.clone(), from);
+        }
         let api = &apis[dice.random_range(0..apis.len())];
         let stays = Duration::from_millis(dice.random_range(0..STAYS_MILLIS));
         if let Err(status) = stay(&Raw::new(api), &mut watcher, stays, &oracle).await

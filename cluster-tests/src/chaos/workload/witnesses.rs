@@ -26,13 +26,19 @@ pub(super) async fn work(mut caller: Caller, diaries: PathBuf) {
         let step = caller.dice.random_range(0..10);
         match (mine.len() < LIVE, step) {
             (_, 0) => drop(create(&mut caller, None).await),
+            // It is ended before its agent has said anything of it, perhaps before it has heard of it.
+            (_, 1) => {
+                if let Some(id) = create(&mut caller, Some(&diaries)).await {
+                    change(&mut caller, "terminate", id).await;
+                }
+            }
             (true, _) => mine.extend(create(&mut caller, Some(&diaries)).await),
-            (false, 1..5) => {
+            (false, 2..6) => {
                 if let Some(id) = mine.pop_front() {
                     change(&mut caller, "terminate", id).await;
                 }
             }
-            (false, 5) => change(&mut caller, "reset", mine[0].clone()).await,
+            (false, 6) => change(&mut caller, "reset", mine[0].clone()).await,
             (false, _) => {}
         }
         let pause = caller.dice.random_range(0..PAUSE_MILLIS);

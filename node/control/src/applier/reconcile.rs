@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_statemachine::{
     Adoptable, AgentId, Generation, Origin, Phase, ReportedState, Revision, Sandbox, SandboxId, State,
 };
@@ -131,7 +132,8 @@ impl AgentView {
 
     /// Whether what is not in `actual` is proven absent: the agent spoke after it had processed the last command.
     fn proves_absence(&self, id: &SandboxId) -> bool {
-        self.sent.get(id).is_none_or(|sent| sent.sequence <= self.processed)
+        planted(Bug::OldInventoryAsProof)
+            || self.sent.get(id).is_none_or(|sent| sent.sequence <= self.processed)
     }
 }
 

@@ -15,7 +15,7 @@ use tonic::Streaming;
 
 use super::{AppendAnswers, PeerLink};
 use crate::raft::codec;
-use crate::raft::types::TypeConfig;
+use crate::raft::types::{LogId, TypeConfig};
 
 /// How long opening a stream may take, connecting included.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -90,7 +90,7 @@ where
         requests: Some(requests),
         waiting: VecDeque::new(),
         answers,
-        owed: 0,
+        owed: Owed::default(),
         stalled_at: Instant::now(),
     };
     Ok(Box::pin(stream::unfold(Some(pipeline), |state| async move {
@@ -114,8 +114,7 @@ struct Pipeline<'s, S> {
     /// Encoded, not yet handed to the connection.
     waiting: VecDeque<RaftMessage>,
     answers: Streaming<RaftMessage>,
-    /// Appends that are not answered yet.
-    owed: u64,
+    owed: Owed,
     /// When it is too long since an answer came that was owed.
     stalled_at: Instant,
 }
@@ -132,20 +131,21 @@ where
             tokio::select! {
                 biased;
                 answer = next_answer(self.link, &mut self.answers) => {
-                    self.owed = self.owed.saturating_sub(1);
                     self.stalled_at = Instant::now() + STALL_TIMEOUT;
-                    return answer;
+                    if self.owed.passes_on(answer.as_ref()) {
+                        return answer;
+                    }
                 }
-                () = sleep_until(self.stalled_at), if self.owed > 0 => {
+                () = sleep_until(self.stalled_at), if self.owed.count() > self.waiting.len() => {
                     return Some(Err(self.link.timed_out(RPCTypes::AppendEntries, STALL_TIMEOUT)));
                 }
                 // The peer ended its half if this fails; the answers then say why.
                 Some(Ok(permit)) = reserve(self.requests.as_ref()), if !self.waiting.is_empty() => {
                     if let Some(message) = self.waiting.pop_front() {
-                        if self.owed == 0 {
+                        // `waiting` is one shorter by now.
+                        if self.owed.count() == self.waiting.len() + 1 {
                             self.stalled_at = Instant::now() + STALL_TIMEOUT;
                         }
-                        self.owed += 1;
                         permit.send(message);
                     }
                 }
@@ -153,6 +153,7 @@ where
                     match request {
                         Some(request) => {
                             let parts = codec::split_append(request);
+                            parts.iter().for_each(|part| self.owed.ask(part));
                             self.waiting.extend(parts.iter().map(|part| {
                                 RaftMessage { payload: codec::encode_append(part) }
                             }));
@@ -165,6 +166,35 @@ where
     }
 }
 
+/// What each append ends with that is not answered yet, in their order.
+///
+/// openraft takes an answer for one to every append that ends no later than the answer says, and what was heard of the peer
+/// for as new as the newest of them. An append without entries, which only tells what is committed, ends where the one before
+/// it does: so an answer to the older one would pass for one to it. A leader that was stopped, and finds old answers when it
+/// wakes, would believe that it still leads, and confirm reads and leases. An answer that could be mistaken so is not passed
+/// on: the one to the later append says as much, when it comes.
+#[derive(Debug, Default)]
+struct Owed(VecDeque<Option<LogId>>);
+
+impl Owed {
+    fn ask(&mut self, request: &AppendEntriesRequest<TypeConfig>) {
+        self.0.push_back(request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id));
+    }
+
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Takes note of the next answer, or the end of all; whether openraft is to hear of it.
+    fn passes_on(&mut self, answer: Option<&Result<Answer, RPCError<TypeConfig>>>) -> bool {
+        self.0.pop_front();
+        match answer {
+            Some(Ok(Ok(matched))) => self.0.iter().all(|last| last > matched),
+            _ => true,
+        }
+    }
+}
+
 async fn reserve(
     requests: Option<&Requests>,
 ) -> Option<Result<mpsc::Permit<'_, RaftMessage>, mpsc::error::SendError<()>>> {
@@ -173,4 +203,60 @@ async fn reserve(
 
 async fn next_request<S: Stream + Unpin>(input: Option<&mut S>) -> Option<S::Item> {
     input?.next().await
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+
+    use super::*;
+    use crate::raft::types::{LogEntry, Vote};
+
+    fn id(index: u64) -> LogId {
+        LogId::new(1.into(), index)
+    }
+
+    /// With the entries from `first` up to `last`; none, if that is before it.
+    fn append(first: u64, last: u64) -> AppendEntriesRequest<TypeConfig> {
+        let entry = |index| LogEntry { log_id: id(index), payload: EntryPayload::Blank };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: Some(id(first - 1)),
+            leader_commit: None,
+            entries: (first..=last).map(entry).collect(),
+        }
+    }
+
+    fn matched(index: u64) -> Option<Result<Answer, RPCError<TypeConfig>>> {
+        Some(Ok(Ok(Some(id(index)))))
+    }
+
+    #[test]
+    fn answers_to_appends_with_entries_are_passed_on_as_they_come() {
+        let mut owed = Owed::default();
+        [append(1, 3), append(4, 4), append(5, 6)].iter().for_each(|append| owed.ask(append));
+        for last in [3, 4, 6] {
+            assert!(owed.passes_on(matched(last).as_ref()), "{last}");
+        }
+        assert_eq!(owed.count(), 0);
+    }
+
+    /// It came before this node slept, and the append without entries was made when it woke: nobody has answered that.
+    #[test]
+    fn an_answer_is_not_taken_for_one_to_a_later_append_without_entries() {
+        let mut owed = Owed::default();
+        [append(1, 3), append(4, 3)].iter().for_each(|append| owed.ask(append));
+        assert!(!owed.passes_on(matched(3).as_ref()));
+        assert_eq!(owed.count(), 1, "what is still owed is still waited for");
+        assert!(owed.passes_on(matched(3).as_ref()), "this is the answer to the later one");
+    }
+
+    #[test]
+    fn what_ends_the_stream_is_always_passed_on() {
+        let mut owed = Owed::default();
+        [append(1, 3), append(4, 3)].iter().for_each(|append| owed.ask(append));
+        assert!(owed.passes_on(None));
+        let broken = Unreachable::from_string("it is gone").into();
+        assert!(owed.passes_on(Some(&Err(broken))));
+    }
 }
