@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use cargo_metadata::Message;
 
 /// Names the binary to test, in place of the one that is built: one from a package, or of another version.
-const BINARY: &str = "SANDKEEPER_TEST_BINARY";
+pub(crate) const BINARY: &str = "SANDKEEPER_TEST_BINARY";
 
 /// The `sandkeeper` binary, built once, in the profile that the tests are built in (or the one that
 /// `SANDKEEPER_TEST_BINARY` names).
@@ -16,36 +16,35 @@ const BINARY: &str = "SANDKEEPER_TEST_BINARY";
 /// If it does not build.
 pub fn binary() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
-    FOUND.get_or_init(|| std::env::var_os(BINARY).map_or_else(build, PathBuf::from))
+    FOUND.get_or_init(|| std::env::var_os(BINARY).map_or_else(build_plain, PathBuf::from))
 }
 
-fn build() -> PathBuf {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args([
-        "build",
-        "--package",
-        "sandkeeper",
-        "--bin",
-        "sandkeeper",
-        "--message-format",
-        "json-render-diagnostics",
-    ]);
-    if !cfg!(debug_assertions) {
-        cargo.arg("--release");
-    }
+fn build_plain() -> PathBuf {
+    let mut arguments = vec!["--package", "sandkeeper", "--bin", "sandkeeper"];
     if cfg!(feature = "jemalloc") {
-        cargo.args(["--features", "jemalloc"]);
+        arguments.extend(["--features", "jemalloc"]);
     }
+    if !cfg!(debug_assertions) {
+        arguments.push("--release");
+    }
+    build(&arguments, "sandkeeper")
+}
+
+/// The program that `cargo build` makes by these arguments.
+///
+/// # Panics
+/// If it does not build.
+pub(crate) fn build(arguments: &[&str], name: &str) -> PathBuf {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--message-format", "json-render-diagnostics"]).args(arguments);
     let output = cargo.stderr(Stdio::inherit()).output().expect("cargo runs, as it runs this test");
-    assert!(output.status.success(), "the binary under test does not build");
+    assert!(output.status.success(), "{name} does not build");
     Message::parse_stream(&output.stdout[..])
         .filter_map(Result::ok)
         .find_map(|message| match message {
-            Message::CompilerArtifact(artifact) if artifact.target.name == "sandkeeper" => {
-                artifact.executable
-            }
+            Message::CompilerArtifact(artifact) if artifact.target.name == name => artifact.executable,
             _ => None,
         })
-        .expect("cargo names the binary that it built")
+        .expect("cargo names the program that it built")
         .into()
 }

@@ -7,9 +7,14 @@
 #![allow(clippy::missing_panics_doc, clippy::print_stderr)]
 
 mod binary;
+pub mod chaos;
 mod cluster;
+pub mod diary;
 mod ended;
+pub mod faketime;
 mod leftovers;
+mod links;
+pub mod planted;
 mod process;
 mod proxy;
 mod raw;
@@ -20,8 +25,9 @@ mod strace;
 mod wait;
 
 pub use binary::binary;
-pub use cluster::{AgentProcess, Cluster, ClusterOptions, NodeProcess};
+pub use cluster::{AgentOptions, AgentProcess, Cluster, ClusterOptions, NodeProcess};
 pub use ended::{Ended, run_program, run_to_end};
+pub use links::{Links, Party, Quality, Tally, Weather};
 pub use process::{Process, alive, children_of, open_files, peak_resident_bytes, resident_bytes};
 pub use proxy::{Cut, Proxy};
 pub use raw::{Raw, Refused, refused};

@@ -107,7 +107,7 @@ async fn replace(cluster: &mut Cluster, load: &Load, old: usize) -> usize {
     .await;
     let recorded = all_events(cluster, old, revision_of(cluster, old).await).await;
 
-    cluster.add_node();
+    cluster.add_node().await;
     let new = cluster.nodes.len() - 1;
     let name = cluster.nodes[new].name.clone();
     let client = cluster.client_of(&staying);

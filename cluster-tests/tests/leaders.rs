@@ -242,7 +242,7 @@ async fn a_leader_that_is_asked_to_stop_hands_over_and_ends_well() {
 async fn a_fourth_node_joins_as_learner_then_voter_and_leaves_again() {
     let mut cluster = Cluster::start().await;
     cluster.client().create(shell("web", "sleep 600")).await.unwrap();
-    cluster.add_node();
+    cluster.add_node().await;
     let client = cluster.client_of(&[0]);
     eventually("the new node is a voter", || async {
         let members =

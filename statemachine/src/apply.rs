@@ -7,6 +7,8 @@ mod requests;
 
 use std::sync::Arc;
 
+use planted_bugs::{Bug, planted};
+
 use crate::entry::Entry;
 use crate::event::{Event, EventKind, Header, SandboxCreated};
 use crate::ids::{AgentId, Generation, Revision, SandboxId, Term, Timestamp};
@@ -35,11 +37,17 @@ impl State {
     /// # Panics
     /// On an impossible event; see the module.
     pub fn apply(&mut self, entry: &Entry, term: Term) -> Applied {
-        if entry.base_revision != self.revision || entry.decided_term != term {
+        let moved = entry.base_revision != self.revision && !planted(Bug::BaseRevisionIgnored);
+        if moved || entry.decided_term != term {
             return Applied::Skipped;
         }
         for (index, event) in entry.events.iter().enumerate() {
-            self.apply_event(event, entry.time_of(index));
+            let forgetful = planted(Bug::RequestIdsNotReplicated).then(|| {
+                let mut event = event.clone();
+                event.header.request = None;
+                event
+            });
+            self.apply_event(forgetful.as_ref().unwrap_or(event), entry.time_of(index));
         }
         self.history = link(self.history, entry);
         Applied::Done { first: entry.base_revision + 1, last: self.revision }

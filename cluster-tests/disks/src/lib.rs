@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 
@@ -51,7 +52,7 @@ impl LoopDisk {
         match kind {
             FileSystem::Xfs => run(Command::new("mkfs.xfs").arg("-q").arg(&image)),
             FileSystem::Ext4 => run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image)),
-        }
+        };
         let disk = Self { _folder: folder, kind, image, mount };
         disk.mount();
         disk
@@ -77,28 +78,46 @@ impl LoopDisk {
 
     /// Unmounts it, and mounts it again. Nobody may use it any more.
     pub fn remount(&self) {
+        let before = self.device();
         run(Command::new("umount").arg(&self.mount));
+        // Whoever has a mount namespace of its own (a container, a sandbox) may have a copy of the old mount, and holds it. What
+        // was on its way from there is written before anybody reads it.
+        if let Some(before) = before {
+            let start = Instant::now();
+            while is_busy(&before) {
+                assert!(start.elapsed() < LONG, "{} does not come to rest", before.display());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
         self.mount();
     }
 
-    /// Once, what was mounted after a power cut answered an fsync with an error: the file system that had been shut down was
-    /// still held, probably by a process with a copy of all mounts (a container has one). So it is tried before it is used.
+    /// Mounts it by a device of its own: by the one of before, the kernel would give back a file system that somebody holds, as
+    /// it was left.
     fn mount(&self) {
         let options = match self.kind {
-            FileSystem::Xfs => "loop",
+            // The one that somebody holds has the same name.
+            FileSystem::Xfs => "nouuid",
             // What an ext4 does by default in many places when its disk fails: see `make_read_only`.
-            FileSystem::Ext4 => "loop,errors=remount-ro",
+            FileSystem::Ext4 => "errors=remount-ro",
         };
-        let start = Instant::now();
-        loop {
-            run(Command::new("mount").args(["-o", options]).args([&self.image, &self.mount]));
-            if File::open(&self.mount).and_then(|folder| folder.sync_all()).is_ok() {
-                return;
-            }
-            assert!(start.elapsed() < LONG, "{} stays shut down", self.mount.display());
-            run(Command::new("umount").arg(&self.mount));
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let device = run(Command::new("losetup").args(["--find", "--show"]).arg(&self.image));
+        let device = device.trim();
+        run(Command::new("mount").args(["-o", options, device]).arg(&self.mount));
+        // From now on it goes when nobody uses it any more.
+        run(Command::new("losetup").args(["--detach", device]));
+        let usable = File::open(&self.mount).and_then(|folder| folder.sync_all());
+        assert!(usable.is_ok(), "{} is mounted, and of no use: {usable:?}", self.mount.display());
+    }
+
+    /// What it is mounted from.
+    fn device(&self) -> Option<PathBuf> {
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        mounts.lines().find_map(|line| {
+            let mut fields = line.split_whitespace();
+            let device = fields.next()?;
+            (Path::new(fields.next()?) == self.mount).then(|| PathBuf::from(device))
+        })
     }
 
     /// Lets every write wait until the guard is dropped. Not even a SIGKILL ends a process that waits so, so drop the guard
@@ -117,6 +136,17 @@ impl LoopDisk {
     /// Fills it with a file until no more than `leave` bytes are free. 0: until nothing more goes in.
     pub fn fill(&self, leave: u64) {
         let mut file = File::options().create(true).append(true).open(self.filler()).expect("it is writable");
+        // Most of it without writing: what is reserved for root too, as much as the file system gives. The rest is written.
+        let found = statvfs(&self.mount).expect("it is mounted");
+        let (mut taken, mut more) = (0, (found.blocks_free() * found.fragment_size()).saturating_sub(leave));
+        while more > BLOCK.len() as u64 {
+            let number = |bytes: u64| i64::try_from(bytes).expect("disks of tests are small");
+            // The file grows by it: what is appended comes behind.
+            if fallocate(&file, FallocateFlags::empty(), number(taken), number(more)).is_ok() {
+                taken += more;
+            }
+            more /= 2;
+        }
         while self.free() > leave || leave == 0 {
             // The last block goes in in part.
             if file.write_all(&BLOCK).and_then(|()| file.sync_data()).is_err() {
@@ -161,8 +191,18 @@ fn thaw(mount: &Path) {
     let _ = Command::new("fsfreeze").arg("-u").arg(mount).output();
 }
 
-fn run(command: &mut Command) {
+/// Whether a loop device has requests that are not done.
+fn is_busy(device: &Path) -> bool {
+    let Some(name) = device.file_name() else { return false };
+    let inflight =
+        fs::read_to_string(Path::new("/sys/block").join(name).join("inflight")).unwrap_or_default();
+    inflight.split_whitespace().any(|count| count != "0")
+}
+
+/// What it says.
+fn run(command: &mut Command) -> String {
     let output = command.output();
     let well = output.as_ref().is_ok_and(|output| output.status.success());
     assert!(well, "{command:?}: {output:?} (this needs root, loop devices, and the tool)");
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }

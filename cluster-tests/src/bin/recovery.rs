@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, ValueEnum};
-use cluster_tests::{Cluster, ClusterOptions, Cut, shell};
+use cluster_tests::{Cluster, ClusterOptions, Cut, diary, shell};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -24,9 +24,6 @@ use rand::{RngExt, SeedableRng};
 use sandkeeper_client::{Client, v1};
 use serde::Serialize;
 
-/// One line for each life and moment: a name that this life drew, and hundredths of a second since boot.
-const DIARY: &str = "trap '' TERM; read life < /proc/sys/kernel/random/uuid; \
-                     while read up idle < /proc/uptime; do echo $life $up >> \"$DIARY\"; sleep 0.05; done";
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(50);
 /// A sandbox that is not back by then will not be.
@@ -183,12 +180,12 @@ impl Campaign {
         let client = cluster.client();
         for number in 0..args.sandboxes {
             let name = format!("diary-{number}");
-            let envs = [("DIARY".to_owned(), diary(&cluster, &name).to_string_lossy().into_owned())];
+            let envs = [("DIARY".to_owned(), path_of(&cluster, &name).to_string_lossy().into_owned())];
             let request = v1::CreateSandboxRequest {
                 failure_policy: v1::FailurePolicy::AutoRecreate.into(),
                 recovery_timeout_seconds: args.recovery_timeout,
                 envs: envs.into(),
-                ..shell(&name, DIARY)
+                ..shell(&name, diary::SCRIPT)
             };
             client.create(request).await?;
         }
@@ -315,11 +312,16 @@ impl Campaign {
         let (mut overlaps, mut count) = (Vec::new(), 0);
         for number in 0..args.sandboxes {
             let name = format!("diary-{number}");
-            let path = diary(&self.cluster, &name);
+            let path = path_of(&self.cluster, &name);
             let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            let lives = lives(&text);
+            let lives = diary::lives(&text);
             count += lives.len();
-            overlaps.extend(overlaps_of(&name, &lives));
+            let found = diary::overlaps(&lives).into_iter();
+            overlaps.extend(found.map(|(first_lived_until, second_lived_from)| Overlap {
+                sandbox: name.clone(),
+                first_lived_until,
+                second_lived_from,
+            }));
         }
         let mut times = self.recovered_after.clone();
         times.sort_by(f64::total_cmp);
@@ -340,35 +342,8 @@ impl Campaign {
     }
 }
 
-fn diary(cluster: &Cluster, name: &str) -> PathBuf {
+fn path_of(cluster: &Cluster, name: &str) -> PathBuf {
     Path::new(cluster.folder()).join(name)
-}
-
-/// The first and the last moment of each life, in the order in which they began.
-fn lives(diary: &str) -> Vec<(u64, u64)> {
-    let mut lives = BTreeMap::<&str, (u64, u64)>::new();
-    for line in diary.lines() {
-        let Some((life, moment)) = line.split_once(' ') else { continue };
-        let Ok(moment) = moment.replace('.', "").parse::<u64>() else { continue };
-        let (first, last) = lives.entry(life).or_insert((moment, moment));
-        (*first, *last) = ((*first).min(moment), (*last).max(moment));
-    }
-    let mut lives: Vec<_> = lives.into_values().collect();
-    lives.sort_unstable();
-    lives
-}
-
-fn overlaps_of(sandbox: &str, lives: &[(u64, u64)]) -> Vec<Overlap> {
-    let mut overlaps = Vec::new();
-    let mut latest = 0;
-    for (first, last) in lives {
-        if *first <= latest {
-            let (first_lived_until, second_lived_from) = (latest, *first);
-            overlaps.push(Overlap { sandbox: sandbox.to_owned(), first_lived_until, second_lived_from });
-        }
-        latest = latest.max(*last);
-    }
-    overlaps
 }
 
 impl Report {
@@ -398,20 +373,5 @@ impl Report {
             seconds(self.max_seconds),
         ]);
         table
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lives_that_overlap_are_found() {
-        let diary = "a 1.00\na 1.02\nb 3.50\nb 3.60\na 1.04\ntorn";
-        assert_eq!(lives(diary), [(100, 104), (350, 360)]);
-        assert!(overlaps_of("x", &lives(diary)).is_empty());
-        let found = overlaps_of("x", &[(100, 500), (200, 250), (400, 600), (700, 800)]);
-        let found: Vec<_> = found.iter().map(|o| (o.first_lived_until, o.second_lived_from)).collect();
-        assert_eq!(found, [(500, 200), (500, 400)]);
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_proto::v1;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -104,6 +105,9 @@ pub(crate) async fn drive<R: Runtime>(
     let runtime = Arc::new(runtime);
     let mut state = first_state(&config, &ledger);
     for recovered in runtime.recover().await? {
+        if planted(Bug::AgentFromZero) {
+            continue;
+        }
         let Recovered { order, phase, expired, lease_over } = recovered;
         let guarded = order.lease;
         state.table.put(Sandbox { guarded, phase, expired, lease_over, ..Sandbox::creating(order) });

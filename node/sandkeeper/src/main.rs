@@ -10,6 +10,8 @@ mod json;
 mod machine;
 mod output;
 mod parse;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,7 @@
 //! What agents say of their sandboxes. A report is never refused: what is late, or of another life, changes nothing.
 
+use planted_bugs::{Bug, planted};
+
 use super::Surroundings;
 use crate::command::{Report, ReportedState};
 use crate::decide::Outcome;
@@ -23,8 +25,11 @@ impl Draft {
         let same_life = agent.is_some_and(|agent| agent.spec.incarnation == report.incarnation);
         // What a lost agent says of the past still holds; that something runs may have been true before it was lost.
         let heard_of = agent.is_some_and(|agent| agent.status == AgentStatus::Ready);
-        let generation = report.generation;
-        let holds = |held: &crate::state::Held| held.generation == generation && held.agent == report.agent;
+        let unchecked = planted(Bug::GenerationNotChecked);
+        let generation = if unchecked { sandbox.status.generation } else { report.generation };
+        let holds = |held: &crate::state::Held| {
+            held.generation == generation && (held.agent == report.agent || unchecked)
+        };
         if !same_life || !sandbox.status.held.iter().any(holds) {
             return Outcome::Done;
         }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use imbl::OrdSet;
+use planted_bugs::{Bug, planted};
 
 use crate::ids::{AgentId, Revision, SandboxId, Timestamp};
 use crate::spec::{Capacity, SandboxSpec};
@@ -27,12 +28,12 @@ struct Traces {
 impl Traces {
     fn of(sandbox: &Sandbox) -> Self {
         let status = &sandbox.status;
-        let named = status.phase != Phase::Terminating;
+        let live = status.phase != Phase::Terminating;
         let waits = status.phase == Phase::Pending;
         Self {
             phase: Some(status.phase),
-            named,
-            expiry: status.expire_time.filter(|_| named),
+            named: has_name(status.phase),
+            expiry: status.expire_time.filter(|_| live),
             queued: waits.then_some(status.queued),
             wait_end: status.wait_until.filter(|_| waits),
             recoverable: status.is_recoverable(),
@@ -97,7 +98,15 @@ impl State {
         }
         for held in before.held.iter().filter(|held| !after.held.contains(held)) {
             self.held.remove(&(held.agent.clone(), id.clone(), held.generation));
-            self.charge(&held.agent, spec, false);
+            if !(planted(Bug::CapacityAtTerminating) && before.phase == Some(Phase::Terminating)) {
+                self.charge(&held.agent, spec, false);
+            }
+            if planted(Bug::ReleasedTwice) && after.phase == Some(Phase::Failed) {
+                self.charge(&held.agent, spec, false);
+            }
+        }
+        if planted(Bug::CapacityAtTerminating) && after.phase == Some(Phase::Terminating) {
+            before.held.iter().for_each(|held| self.charge(&held.agent, spec, false));
         }
         for held in after.held.iter().filter(|held| !before.held.contains(held)) {
             self.held.insert((held.agent.clone(), id.clone(), held.generation));
@@ -239,6 +248,15 @@ impl State {
                 self.request_ends.remove(&(ends, key.clone()));
             }
         }
+    }
+}
+
+/// Whether a sandbox in this phase has its name: another one can have it as soon as the terminate has committed.
+fn has_name(phase: Phase) -> bool {
+    match phase {
+        Phase::Terminating => planted(Bug::NameFreedTooLate),
+        Phase::Failed | Phase::Lost => !planted(Bug::NameFreedTooEarly),
+        Phase::Pending | Phase::Allocated | Phase::Running => true,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Commands: first the fence, then what is wanted.
 
+use planted_bugs::{Bug, planted};
+
 use super::{Action, Body, Command, Origin, Refusal, RefusalKind, State, admission};
 use crate::boottime::BootTime;
 use crate::lease::LeaseTerms;
@@ -43,6 +45,9 @@ enum Fenced {
 }
 
 fn fence(state: &State, command: &Command) -> Fenced {
+    if planted(Bug::NoFence) {
+        return Fenced::Obeyed;
+    }
     let ours = &state.fence.incarnation;
     if command.incarnation != *ours {
         let reason = format!(

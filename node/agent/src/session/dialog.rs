@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::agent_message::Body as Up;
 use sandkeeper_proto::v1::server_message::Body as Down;
@@ -204,6 +205,7 @@ impl Dialog<'_> {
     fn acknowledged(&mut self, number: u64, known: BootTime) {
         while let Some((sent, at)) = self.unacknowledged.pop_front_if(|(sent, _)| *sent <= number) {
             if sent == number {
+                let at = if planted(Bug::LeaseFromReceiving) { known } else { at };
                 self.heard = self.heard.max(Some(at));
                 if let Some(lease) = &self.sessions.lease {
                     lease.acknowledged(at, known);

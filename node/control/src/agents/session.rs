@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_proto::v1::{self, agent_message, server_message};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -113,7 +114,11 @@ fn lead(
     if let Some(worker) = worker.take() {
         *sequence = worker.sequence();
     }
-    let term = *leads.borrow_and_update();
+    let mut term = *leads.borrow_and_update();
+    if planted(Bug::ApplierOnFollower) {
+        let applied = gate.replica.view().applied;
+        term = term.or_else(|| applied.map(|id| LeaderTerm { term: id.committed_leader_id().term }));
+    }
     *worker = term.map(|LeaderTerm { term }| {
         let mut worker = Worker::new(term, Arc::clone(session), gate, *sequence);
         worker.look_after(&gate.replica.state());

@@ -40,6 +40,7 @@ mod watch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::{Command, Outcome, Request, Revision, State};
 use tokio::sync::Semaphore;
@@ -135,13 +136,13 @@ impl Api {
     async fn read(&self, options: Option<v1::ReadOptions>, deadline: Instant) -> Result<Read, Status> {
         let wanted = freshness(options).map_err(|rejection| status::rejected(&rejection))?;
         let raft = &self.parts().raft;
-        let mut view = if wanted.linearizable {
+        let mut view = if wanted.linearizable && !planted(Bug::ReadWithoutReadIndex) {
             let read = self.unless_stopped(raft.read_index(deadline)).await?;
             read.map_err(|error| status::read(&error, &self.knows()))?
         } else {
             raft.replica().view()
         };
-        if view.revision() < wanted.min_revision {
+        if view.revision() < wanted.min_revision && !planted(Bug::MinRevisionIgnored) {
             let reached = raft.replica().wait_revision(wanted.min_revision, deadline);
             let reached = self.unless_stopped(reached).await?;
             view = reached.map_err(|error| status::wait(error, wanted.min_revision))?;

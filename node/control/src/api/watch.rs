@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
+use planted_bugs::{Bug, planted};
 use prost::Message;
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::Revision;
@@ -66,7 +67,9 @@ impl Api {
         })?;
         let history = parts.raft.history().clone();
         let next = if from == 0 { parts.raft.replica().revision() + 1 } else { from };
-        if next < history.oldest_revision() {
+        let missed = planted(Bug::WatchMissesFirst) && from > 1 && from <= parts.raft.replica().revision();
+        let next = next + u64::from(missed);
+        if next < history.oldest_revision() && !planted(Bug::WatchSkipsAtCompaction) {
             // Peers may have it. What is too old everywhere is said at once.
             let reached = self.unless_stopped(history.read(next, 1)).await?;
             reached.map_err(|error| history_status(&error))?;
@@ -154,6 +157,10 @@ impl Watcher {
         loop {
             let entries = match self.history.read(self.next, READ_BYTES).await {
                 Ok(entries) => entries,
+                Err(HistoryError::Compacted { oldest }) if planted(Bug::WatchSkipsAtCompaction) => {
+                    self.next = oldest;
+                    continue;
+                }
                 Err(error) => return End::History(error),
             };
             let Some(last) = entries.last().map(AppliedEntry::last_revision) else {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_statemachine::{
     Adoptable, AgentId, Generation, Origin, Phase, ReportedState, Revision, Sandbox, SandboxId, State,
 };
@@ -123,9 +124,16 @@ impl AgentView {
         }
     }
 
+    /// Whether an inventory that was given after so many commands is older than what the agent has said since: what it lacks
+    /// may have been made by commands whose answers have settled them.
+    pub fn is_newer_than(&self, processed: u64) -> bool {
+        processed < self.processed
+    }
+
     /// Whether what is not in `actual` is proven absent: the agent spoke after it had processed the last command.
     fn proves_absence(&self, id: &SandboxId) -> bool {
-        self.sent.get(id).is_none_or(|sent| sent.sequence <= self.processed)
+        planted(Bug::OldInventoryAsProof)
+            || self.sent.get(id).is_none_or(|sent| sent.sequence <= self.processed)
     }
 }
 

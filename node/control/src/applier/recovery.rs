@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_statemachine::{Generation, Phase, Sandbox, SandboxId, State};
 use tokio::time::Instant;
 
@@ -71,6 +72,9 @@ impl Recovery {
 /// For how long the lease of a LOST sandbox has been over, and its recovery timeout counts; None: it has no lease, or the
 /// lease is not over.
 fn lost_for(sandbox: &Sandbox, heard: &LastHeard, now: Instant) -> Option<Duration> {
+    if planted(Bug::RecoveryWithoutLease) {
+        return Some(Duration::MAX);
+    }
     let lease = seconds(sandbox.status.lease?);
     let silence = heard.silence(sandbox.holder()?, now);
     (silence >= lease).then_some(silence)

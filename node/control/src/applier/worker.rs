@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use planted_bugs::{Bug, planted};
 use sandkeeper_proto::v1::{self, server_message::Body};
 use sandkeeper_statemachine::{
     Actor, Agent, AgentStatus, Command, Rejection, ReportedState, Request, Sandbox, SandboxId, State, Term,
@@ -123,7 +124,7 @@ impl Worker {
 
     /// Whether this node still leads in the worker's term.
     pub(crate) fn leads(&self, leads: &watch::Receiver<Option<LeaderTerm>>) -> bool {
-        *leads.borrow() == Some(LeaderTerm { term: self.term })
+        *leads.borrow() == Some(LeaderTerm { term: self.term }) || planted(Bug::ApplierOnFollower)
     }
 
     /// Whether commands wait for room in the outbox.
@@ -239,8 +240,13 @@ impl Worker {
     }
 
     fn hear_inventory(&mut self, inventory: v1::Inventory, state: &State) {
-        if self.asked.is_none_or(|asked| inventory.processed_sequence < asked) {
+        let older = self.asked.is_none_or(|asked| inventory.processed_sequence < asked);
+        if older && !planted(Bug::OldInventoryAsProof) {
             return; // it answers somebody else's question
+        }
+        if self.view.as_ref().is_some_and(|view| view.is_newer_than(inventory.processed_sequence)) {
+            debug!(agent = %self.session.spec.agent_id, "an inventory that is older than what was heard");
+            return;
         }
         if inventory.part == 0 {
             self.parts.clear();

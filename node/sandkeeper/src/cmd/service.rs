@@ -48,6 +48,8 @@ enum LogFormat {
 /// Starts logging and the watch over signals; the token is cancelled when it is time to stop.
 pub fn start(args: &ServiceArgs) -> Result<CancellationToken, CliError> {
     init_logging(args)?;
+    #[cfg(feature = "planted-bugs")]
+    crate::planted::from_environment()?;
     let token = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;

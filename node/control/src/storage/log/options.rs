@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use planted_bugs::{Bug, planted};
+
 /// Settings of the log store.
 #[derive(Clone, Debug)]
 pub struct LogOptions {
@@ -55,6 +57,7 @@ pub(crate) struct Hooks {
 impl Hooks {
     pub(super) fn sync_data(&self, file: &File) -> io::Result<()> {
         match &self.sync_data {
+            None if planted(Bug::SyncTakenOut) => Ok(()),
             None => file.sync_data(),
             Some(sync_data) => sync_data(file),
         }

@@ -1,0 +1,60 @@
+//! What listens in a node's place.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use super::carry::{Way, carry};
+use super::{Party, Shared, Tally, knock};
+
+/// Lets in everybody who knocks, for as long as it is polled.
+pub(super) async fn open(listener: TcpListener, behind: SocketAddr, to: Party, shared: Arc<Shared>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((stream, from)) = accepted {
+                    connections.spawn(connect(stream, from, behind, to, Arc::clone(&shared)));
+                }
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connect(caller: TcpStream, address: SocketAddr, behind: SocketAddr, to: Party, shared: Arc<Shared>) {
+    let Ok(here) = caller.local_addr() else { return };
+    let from = knock::who(address, here, &shared).await;
+    let ways = from.map(|from| ((from, to), (to, from)));
+    let mut breaks = shared.breaks.subscribe();
+    let seen = breaks.borrow_and_update().0;
+    if let Some((there, back)) = ways {
+        // The other end does not get to know of the connection before.
+        let mut weather = shared.weather.subscribe();
+        let cut = |way| weather.borrow().get(&way).is_some_and(|quality| quality.cut);
+        if cut(there) || cut(back) {
+            Tally::count(&shared.tally.held);
+        }
+        let open = weather.wait_for(|weather| {
+            let cut = |way| weather.get(&way).is_some_and(|quality| quality.cut);
+            !cut(there) && !cut(back)
+        });
+        if open.await.is_err() {
+            return;
+        }
+    }
+    let Ok(node) = TcpStream::connect(behind).await else { return };
+    let _ = (caller.set_nodelay(true), node.set_nodelay(true));
+    let ((from_caller, to_caller), (from_node, to_node)) = (caller.into_split(), node.into_split());
+    let way = |way: Option<(Party, Party)>| Way::new(way, Arc::clone(&shared));
+    let broken =
+        breaks.wait_for(|(count, whose)| *count != seen && from.is_some_and(|from| whose.contains(&from)));
+    // When one direction is at its end for good, so is the other.
+    tokio::select! {
+        () = carry(from_caller, to_node, way(ways.map(|ways| ways.0))) => {}
+        () = carry(from_node, to_caller, way(ways.map(|ways| ways.1))) => {}
+        _ = broken => Tally::count(&shared.tally.broken),
+    }
+}
