@@ -259,7 +259,9 @@ impl SledFolder {
     fn fill_ahead(&self) -> Result<(), StorageError> {
         let length = || self.file.metadata().map(|data| data.len());
         let data = self.dir.join("db");
-        if length().map_err(failed("read the length of", &data))? <= self.filled.load(Ordering::Relaxed) {
+        let filled = self.filled.load(Ordering::Relaxed);
+        // It is longer once sled has written over its end, and shorter if sled has cut free segments off.
+        if filled == u64::MAX || length().map_err(failed("read the length of", &data))? == filled {
             return Ok(());
         }
         // Nobody else is in sled, and nothing that a reader has made it write is on its way: what is behind the end is ours.
