@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
@@ -14,18 +15,38 @@ use super::{Party, Shared};
 const LOOKS: u32 = 5;
 const LOOK: Duration = Duration::from_millis(10);
 
+/// The kernel goes through all connections for each look, and `/proc` through all files: not more of them at a time.
+static LOOKING: Semaphore = Semaphore::const_new(2);
+
+/// Who holds the other end of a connection.
+enum Caller {
+    Party(Party),
+    /// This process itself: one of its clients.
+    Client,
+    /// Nobody that is known yet.
+    Unknown,
+}
+
 /// The party at the other end of a connection; None: somebody else, such as a client.
 pub(super) async fn who(caller: SocketAddr, here: SocketAddr, shared: &Arc<Shared>) -> Option<Party> {
     for _ in 0..LOOKS {
         let parties = shared.parties().clone();
+        let turn = LOOKING.acquire().await.ok()?;
         let found = spawn_blocking(move || {
-            let inode = inode_of(caller, here)?;
-            parties.iter().find(|(pid, _)| holds(**pid, inode)).map(|(_, party)| *party)
+            let Some(inode) = inode_of(caller, here) else { return Caller::Unknown };
+            if holds(std::process::id(), inode) && !parties.contains_key(&std::process::id()) {
+                return Caller::Client;
+            }
+            let party = parties.iter().find(|(pid, _)| holds(**pid, inode));
+            party.map_or(Caller::Unknown, |(_, party)| Caller::Party(*party))
         });
         match found.await {
-            Ok(Some(party)) => return Some(party),
-            _ => sleep(LOOK).await,
+            Ok(Caller::Party(party)) => return Some(party),
+            Ok(Caller::Client) => return None,
+            Ok(Caller::Unknown) | Err(_) => {}
         }
+        drop(turn);
+        sleep(LOOK).await;
     }
     None
 }
