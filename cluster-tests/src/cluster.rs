@@ -507,7 +507,8 @@ impl ClusterOptions {
         let words = format!("--slots {} --cpu 8 --memory 8GiB --terminate-grace 1s", self.slots);
         let mut flags: Vec<_> = words.split(' ').map(str::to_owned).collect();
         flags.extend(self.agent_flags.iter().cloned());
-        let alike = (0..self.agents).map(move |index| AgentOptions { name: format!("a{index}"), flags: flags.clone() });
+        let alike = (0..self.agents)
+            .map(move |index| AgentOptions { name: format!("a{index}"), flags: flags.clone() });
         alike.chain(self.fleet.iter().cloned())
     }
 }

@@ -194,7 +194,8 @@ fn thaw(mount: &Path) {
 /// Whether a loop device has requests that are not done.
 fn is_busy(device: &Path) -> bool {
     let Some(name) = device.file_name() else { return false };
-    let inflight = fs::read_to_string(Path::new("/sys/block").join(name).join("inflight")).unwrap_or_default();
+    let inflight =
+        fs::read_to_string(Path::new("/sys/block").join(name).join("inflight")).unwrap_or_default();
     inflight.split_whitespace().any(|count| count != "0")
 }
 

@@ -43,6 +43,9 @@ struct Args {
     /// End at the first violation of one of these invariants only, I1,… [default: of any]
     #[arg(long, value_delimiter = ',', value_name = "I1,…")]
     stop_at: Vec<Invariant>,
+    /// The cluster has to work again within this time after a fault. More than the default is for machines that others use too
+    #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
+    within: Duration,
     /// Only what needs no root
     #[arg(long)]
     without_root: bool,
@@ -63,6 +66,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         keep_going: args.keep_going,
         stop_at: args.stop_at,
         without_root: args.without_root,
+        within: args.within,
         quiet: args.json,
     };
     // Whoever interrupts it leaves nothing behind: no process, no mount.

@@ -30,9 +30,9 @@ const CONVERGED: Duration = Duration::from_secs(10);
 const READ: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Looks whether the cluster makes progress again: a create is answered, and then a sandbox runs.
-pub async fn progress(rig: &Rig, fault: &str, number: u64) {
-    let client = rig.ask_all(PATIENCE);
+/// Looks whether the cluster makes progress again: a create is answered within a time, and then a sandbox runs.
+pub async fn progress(rig: &Rig, fault: &str, number: u64, within: Duration) {
+    let client = rig.ask_all(PATIENCE.max(within * 2));
     let request = |mode: v1::Mode| v1::CreateSandboxRequest {
         namespace: "progress".to_owned(),
         name: format!("after-{number}-{}", mode.as_str_name().to_lowercase().replace('_', "-")),
@@ -59,7 +59,7 @@ pub async fn progress(rig: &Rig, fault: &str, number: u64) {
         }
         Err(error) => (None, error.to_string()),
     };
-    rig.oracle.checked(Invariant::Progress, progress::after(fault, took, &why));
+    rig.oracle.checked(Invariant::Progress, progress::after(fault, took, within, &why));
     let strong = client.with_deadline(RUNS).create(request(v1::Mode::Strong)).await;
     let runs = match strong {
         Ok(answer) => {
@@ -67,7 +67,11 @@ pub async fn progress(rig: &Rig, fault: &str, number: u64) {
             Ok(())
         }
         // Some starts fail, as the runtime is told to.
-        Err(error) if error.refusal().is_some_and(|refusal| refusal.reason.as_deref() == Some("ROLLED_BACK")) => Ok(()),
+        Err(error)
+            if error.refusal().is_some_and(|refusal| refusal.reason.as_deref() == Some("ROLLED_BACK")) =>
+        {
+            Ok(())
+        }
         Err(error) => {
             let what = format!("no sandbox ran within {RUNS:?} after {fault}: {error}");
             Err(Breach::of(Invariant::Convergence, what))
@@ -160,7 +164,11 @@ async fn read_to_the_end(rig: &Rig) {
         Ok(last) => {
             let known = until(Instant::now() + READ, async || {
                 let head = rig.oracle.head();
-                if head >= last { Ok(()) } else { Err(format!("the history is known to {head}, and goes to {last}")) }
+                if head >= last {
+                    Ok(())
+                } else {
+                    Err(format!("the history is known to {head}, and goes to {last}"))
+                }
             });
             known.await.map_err(|why| Breach::of(Invariant::Watches, why).at(last))
         }
@@ -213,15 +221,17 @@ fn running(folder: &Path) -> ByAgent {
     let mut found: ByAgent = BTreeMap::new();
     let Ok(processes) = fs::read_dir("/proc") else { return found };
     for entry in processes.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         let Ok(place) = fs::read_link(entry.path().join("cwd")) else { continue };
         if !place.starts_with(folder) || !alive(pid) {
             continue;
         }
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        let id = environment.split(|byte| *byte == 0).find_map(|variable| {
-            std::str::from_utf8(variable).ok()?.strip_prefix("SANDKEEPER_SANDBOX_ID=")
-        });
+        let id = environment
+            .split(|byte| *byte == 0)
+            .find_map(|variable| std::str::from_utf8(variable).ok()?.strip_prefix("SANDKEEPER_SANDBOX_ID="));
         if let (Some(id), Some(agent)) = (id, agent_of(&place.to_string_lossy())) {
             found.entry(agent).or_default().insert(id.to_owned());
         }

@@ -88,9 +88,8 @@ impl Chronicle {
             let Violation { invariant, what, revision, sandbox_id, seconds } = violation;
             let _ = writeln!(text, "VIOLATION at {seconds:.3} s of {invariant}\n{what}\n");
             let middle = self.last.iter().position(|line| *revision > 0 && line.revision == *revision);
-            let middle = middle.unwrap_or_else(|| {
-                self.last.partition_point(|line| line.at.as_secs_f64() < *seconds)
-            });
+            let middle =
+                middle.unwrap_or_else(|| self.last.partition_point(|line| line.at.as_secs_f64() < *seconds));
             for (index, line) in self.last.iter().enumerate() {
                 let near = index.abs_diff(middle) <= AROUND;
                 let about = !sandbox_id.is_empty() && line.text.contains(sandbox_id.as_str());
@@ -147,10 +146,19 @@ mod tests {
         let breach = Breach::new(Invariant::Durable, &allocated(2_000, "far-away", 1), "broken".into());
         let path = chronicle.write_timeline(&[Violation::new(breach, Duration::from_secs(3))]).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
-        for part in ["VIOLATION", "broken", "*    1.000 1 sandbox_created ns/name-of-far-away", "== a fault", "s1999-"] {
+        for part in [
+            "VIOLATION",
+            "broken",
+            "*    1.000 1 sandbox_created ns/name-of-far-away",
+            "== a fault",
+            "s1999-",
+        ] {
             assert!(text.contains(part), "{part:?} is missing in {text}");
         }
         assert!(!text.contains("s2-"), "what is far away and about something else is not in it");
-        assert_eq!(std::fs::read_to_string(folder.path().join("history.log")).unwrap().lines().count(), 2_000);
+        assert_eq!(
+            std::fs::read_to_string(folder.path().join("history.log")).unwrap().lines().count(),
+            2_000
+        );
     }
 }

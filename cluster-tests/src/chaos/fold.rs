@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use sandkeeper_client::v1::{self, EventType, Phase};
 
-use super::violation::{Breach, Invariant};
 use super::versions::{At, Versions};
+use super::violation::{Breach, Invariant};
 
 /// Revisions that are kept behind the newest: more than a call can be late.
 const KEPT: u64 = 150_000;
@@ -176,8 +176,13 @@ impl Fold {
 
     fn change(&mut self, event: &v1::Event) -> Result<(), Breach> {
         let id = &event.sandbox_id;
-        let Some(record) = self.sandboxes.get(id).and_then(|versions| versions.last().cloned().flatten()) else {
-            return Err(Breach::new(Invariant::Durable, event, "it is about a sandbox that is not there".into()));
+        let Some(record) = self.sandboxes.get(id).and_then(|versions| versions.last().cloned().flatten())
+        else {
+            return Err(Breach::new(
+                Invariant::Durable,
+                event,
+                "it is about a sandbox that is not there".into(),
+            ));
         };
         let mut record = (*record).clone();
         record.seen.revision = event.revision;
@@ -192,7 +197,11 @@ impl Fold {
             if left.is_empty() {
                 return Ok(());
             }
-            return Err(Breach::new(Invariant::Capacity, event, format!("it is removed, and holds {left:?}")));
+            return Err(Breach::new(
+                Invariant::Capacity,
+                event,
+                format!("it is removed, and holds {left:?}"),
+            ));
         }
         self.put(event.revision, id, Some(record));
         done
@@ -237,7 +246,11 @@ impl Fold {
         record.held.push((event.generation, event.agent_id.clone()));
         self.given.entry(event.sandbox_id.clone()).or_default().push(event.agent_id.clone());
         self.weigh(event.revision, &event.agent_id, &record.seen, 1);
-        if follows { Ok(()) } else { Err(Breach::new(Invariant::SingleLife, event, "generations count by one".into())) }
+        if follows {
+            Ok(())
+        } else {
+            Err(Breach::new(Invariant::SingleLife, event, "generations count by one".into()))
+        }
     }
 
     /// Releases the generation that the event names, if it names one.
@@ -292,7 +305,8 @@ impl Record {
         if event.generation == self.seen.generation {
             return Ok(());
         }
-        let what = format!("generation {} is announced, and {} is current", event.generation, self.seen.generation);
+        let what =
+            format!("generation {} is announced, and {} is current", event.generation, self.seen.generation);
         Err(Breach::new(Invariant::SingleLife, event, what))
     }
 

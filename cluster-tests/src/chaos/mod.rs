@@ -64,7 +64,9 @@ pub struct Options {
     pub stop_at: Vec<Invariant>,
     /// Whether it does as if this were not root.
     pub without_root: bool,
-    /// Whether progress is shown.
+    /// The cluster works again within this time after a fault.
+    pub within: Duration,
+    /// Whether no progress is shown.
     pub quiet: bool,
 }
 
@@ -96,6 +98,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         lives: Lives::default(),
         looked: Instant::now(),
         steps: 0,
+        within: options.within,
     };
     let result = campaign.go(&mut rig, options).await;
     campaign.progress.end();
@@ -104,7 +107,8 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         let what = format!("the cluster was not brought back: {error:#}");
         rig.oracle.checked(Invariant::Progress, Err(Breach::of(Invariant::Progress, what)));
     }
-    let kept = if rig.oracle.violations().is_empty() { None } else { Some(campaign.keep(&mut rig, options)?) };
+    let kept =
+        if rig.oracle.violations().is_empty() { None } else { Some(campaign.keep(&mut rig, options)?) };
     Ok(campaign.report(&rig, options, &skipped, kept))
 }
 
@@ -139,6 +143,7 @@ struct Campaign {
     lives: Lives,
     looked: Instant,
     steps: u64,
+    within: Duration,
 }
 
 impl Campaign {
@@ -199,7 +204,7 @@ impl Campaign {
             }
         }
         rig.sweep();
-        checks::progress(rig, name, self.steps).await;
+        checks::progress(rig, name, self.steps, self.within).await;
         if self.looked.elapsed() > LIVES {
             self.lives.look(&rig.oracle, &rig.diaries());
             self.looked = Instant::now();
@@ -240,7 +245,12 @@ impl Campaign {
         // With all nodes' data, also of those that have a disk of their own, which goes with the campaign.
         let mut copy = std::process::Command::new("cp");
         copy.args(["--recursive", "--sparse=always"]).arg(folder.join(".")).arg(keep);
-        anyhow::ensure!(copy.status()?.success(), "{} can't be copied to {}", folder.display(), keep.display());
+        anyhow::ensure!(
+            copy.status()?.success(),
+            "{} can't be copied to {}",
+            folder.display(),
+            keep.display()
+        );
         for node in &rig.cluster.nodes {
             let target = keep.join(&node.name);
             if !target.exists() && node.data_dir.exists() {

@@ -1,6 +1,6 @@
 //! The oracle: hears every event and every operation, and knows whether they can be.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,9 +13,9 @@ use super::fold::Fold;
 use super::invariants::capacity::Totals;
 use super::invariants::digests::Digests;
 use super::invariants::durable::{Durable, Heard, acknowledged};
-use super::invariants::linearizable;
 use super::invariants::request_ids::RequestIds;
 use super::invariants::watches::Watcher;
+use super::invariants::{linearizable, single_life};
 use super::record::{Operation, Outcome};
 use super::violation::{Breach, Invariant, Violation};
 use super::workload::LIVES;
@@ -71,6 +71,8 @@ struct Inner {
     violations: Vec<Violation>,
     /// When it was heard that a sandbox is gone, of those that write down their lives: hundredths of a second since boot.
     gone: HashMap<String, u64>,
+    /// Generations that live on the agent that the test plays.
+    alive: HashSet<(String, u64)>,
 }
 
 impl Oracle {
@@ -92,6 +94,7 @@ impl Oracle {
             checks: BTreeMap::new(),
             violations: Vec::new(),
             gone: HashMap::new(),
+            alive: HashSet::new(),
         };
         let violated = watch::channel(0).0;
         Self { began: Instant::now(), floor: AtomicU64::new(0), inner: Mutex::new(inner), violated }
@@ -183,7 +186,8 @@ impl Oracle {
         self.floor.fetch_max(message.revision, Ordering::SeqCst);
         let mut inner = self.inner();
         let head = inner.fold.head();
-        let heard = watcher.hear(message).and_then(|()| watcher.compare(head, |revision| inner.truth(revision)));
+        let heard =
+            watcher.hear(message).and_then(|()| watcher.compare(head, |revision| inner.truth(revision)));
         match heard {
             Ok(count) => inner.count(Invariant::Watches, count),
             Err(breach) => inner.violate(now, breach),
@@ -200,6 +204,17 @@ impl Oracle {
             inner.violate(now, breach);
         }
         self.tell(&inner);
+    }
+
+    /// A generation lives on the agent that the test plays, or does no more.
+    pub fn lives(&self, sandbox_id: &str, generation: u64, alive: bool) {
+        let life = (sandbox_id.to_owned(), generation);
+        let mut inner = self.inner();
+        if alive {
+            inner.alive.insert(life);
+        } else {
+            inner.alive.remove(&life);
+        }
     }
 
     /// For the timeline.
@@ -309,7 +324,9 @@ impl Inner {
         }
         self.count(Invariant::Capacity, 1);
         self.count(Invariant::RequestIds, 1);
-        for breach in [folded, fits, made].into_iter().filter_map(Result::err) {
+        let fooled =
+            single_life::released(event, |id, generation| self.alive.contains(&(id.to_owned(), generation)));
+        for breach in [folded, fits, made, fooled].into_iter().filter_map(Result::err) {
             self.violate(now, breach);
         }
     }
@@ -337,8 +354,9 @@ impl Inner {
             if let Some((_, operation)) = self.settled.pop_front() {
                 self.count(Invariant::Linearizable, 1);
                 self.count(Invariant::RequestIds, 1);
-                let unfounded = linearizable::refusal(&self.fold, &operation, head);
-                for breach in [unfounded, self.request_ids.refusal(&operation)].into_iter().filter_map(Result::err) {
+                let untrue = linearizable::refusal(&self.fold, &operation, head);
+                let forgotten = self.request_ids.refusal(&operation);
+                for breach in [untrue, forgotten].into_iter().filter_map(Result::err) {
                     self.violate(now, breach);
                 }
             }

@@ -173,7 +173,9 @@ impl Operation {
     /// The revision below which no replica may answer.
     pub fn least_revision(&self) -> u64 {
         let asked = match &self.action {
-            Action::Get { read, .. } | Action::List { read, .. } | Action::Capacity { read } => read.min_revision,
+            Action::Get { read, .. } | Action::List { read, .. } | Action::Capacity { read } => {
+                read.min_revision
+            }
             _ => 0,
         };
         if self.is_linearizable() { self.floor.max(asked) } else { asked }
@@ -208,7 +210,11 @@ impl fmt::Display for Operation {
             }
             Outcome::Sandbox { sandbox, at } => {
                 let (id, phase) = (&sandbox.sandbox_id, sandbox.phase().as_str_name());
-                write!(f, " -> {id} {phase} generation {} of {}, at {at}", sandbox.generation, sandbox.revision)
+                write!(
+                    f,
+                    " -> {id} {phase} generation {} of {}, at {at}",
+                    sandbox.generation, sandbox.revision
+                )
             }
             Outcome::Listed { sandboxes, at } => write!(f, " -> {} at {at}", sandboxes.len()),
             Outcome::Capacity(answer) => write!(f, " -> at {}", answer.revision),

@@ -112,7 +112,19 @@ impl Report {
     }
 
     fn operations(&self) -> Table {
-        let mut table = table(["seed", "nodes", "time", "acknowledged", "read", "refused", "unknown at first", "events", "failover p50", "p99", "max"]);
+        let mut table = table([
+            "seed",
+            "nodes",
+            "time",
+            "acknowledged",
+            "read",
+            "refused",
+            "unknown at first",
+            "events",
+            "failover p50",
+            "p99",
+            "max",
+        ]);
         let millis = |millis: f64| format!("{millis:.0} ms");
         table.add_row([
             self.seed.to_string(),
@@ -132,7 +144,8 @@ impl Report {
 
     fn fault_counts(&self) -> Table {
         let mut table = table(["fault", "happened", "in vain"]);
-        let names: std::collections::BTreeSet<_> = self.faults.keys().chain(self.faults_without_proof.keys()).collect();
+        let names: std::collections::BTreeSet<_> =
+            self.faults.keys().chain(self.faults_without_proof.keys()).collect();
         for name in names {
             let count = |of: &BTreeMap<String, u64>| of.get(name).copied().unwrap_or(0).to_string();
             table.add_row([name.clone(), count(&self.faults), count(&self.faults_without_proof)]);
@@ -143,7 +156,11 @@ impl Report {
     fn invariant_counts(&self) -> Table {
         let mut table = table(["invariant", "checks", "violations"]);
         for checks in &self.invariants {
-            table.add_row([checks.invariant.clone(), checks.checks.to_string(), checks.violations.to_string()]);
+            table.add_row([
+                checks.invariant.clone(),
+                checks.checks.to_string(),
+                checks.violations.to_string(),
+            ]);
         }
         table
     }

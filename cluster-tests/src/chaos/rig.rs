@@ -82,7 +82,10 @@ impl Rig {
     ///
     /// # Errors
     /// If a file can't be made.
-    pub async fn start(options: &RigOptions, oracle: impl FnOnce(&Path) -> anyhow::Result<Oracle>) -> anyhow::Result<Self> {
+    pub async fn start(
+        options: &RigOptions,
+        oracle: impl FnOnce(&Path) -> anyhow::Result<Oracle>,
+    ) -> anyhow::Result<Self> {
         let mut dice = StdRng::seed_from_u64(options.seed);
         let mut disks = Vec::new();
         let mut data_dirs = None;
@@ -316,11 +319,17 @@ fn server_flags(dice: &mut StdRng) -> Vec<String> {
 fn fleet(seed: u64) -> Vec<AgentOptions> {
     let agent = |name: &str, pool: &str, flags: String| AgentOptions {
         name: name.to_owned(),
-        flags: format!("--pool {pool} --memory 64GiB --terminate-grace 500ms {flags}").split(' ').map(str::to_owned).collect(),
+        flags: format!("--pool {pool} --memory 64GiB --terminate-grace 500ms {flags}")
+            .split(' ')
+            .map(str::to_owned)
+            .collect(),
     };
-    let real = (0..REAL_AGENTS).map(|index| agent(&format!("a{index}"), REAL, "--slots 12 --cpu 8".to_owned()));
+    let real =
+        (0..REAL_AGENTS).map(|index| agent(&format!("a{index}"), REAL, "--slots 12 --cpu 8".to_owned()));
     let simulated = |count: usize, slots: usize, cpu: usize, more: &str| {
-        format!("--runtime simulated --count {count} --slots {slots} --cpu {cpu} --seed {seed} {more}").trim_end().to_owned()
+        format!("--runtime simulated --count {count} --slots {slots} --cpu {cpu} --seed {seed} {more}")
+            .trim_end()
+            .to_owned()
     };
     let others = [
         agent("roomy", ROOMY, simulated(6, 60, 64, "--start-time 5ms --failure-rate 0.01")),

@@ -83,7 +83,8 @@ pub fn choose(names: &[String], means: &Means) -> anyhow::Result<(Vec<Kind>, Vec
         }
     }
     let wanted = |kind: &&Kind| names.is_empty() || names.iter().any(|name| name == kind.name);
-    let (can, can_not): (Vec<_>, Vec<_>) = KINDS.iter().filter(wanted).partition(|kind| kind.needs.are_met(means));
+    let (can, can_not): (Vec<_>, Vec<_>) =
+        KINDS.iter().filter(wanted).partition(|kind| kind.needs.are_met(means));
     Ok((can.into_iter().copied().collect(), can_not.into_iter().map(|kind| kind.name).collect()))
 }
 

@@ -49,9 +49,8 @@ async fn connect(caller: TcpStream, address: SocketAddr, behind: SocketAddr, to:
     let _ = (caller.set_nodelay(true), node.set_nodelay(true));
     let ((from_caller, to_caller), (from_node, to_node)) = (caller.into_split(), node.into_split());
     let way = |way: Option<(Party, Party)>| Way::new(way, Arc::clone(&shared));
-    let broken = breaks.wait_for(|(count, whose)| {
-        *count != seen && from.is_some_and(|from| whose.contains(&from))
-    });
+    let broken =
+        breaks.wait_for(|(count, whose)| *count != seen && from.is_some_and(|from| whose.contains(&from)));
     // When one direction is at its end for good, so is the other.
     tokio::select! {
         () = carry(from_caller, to_node, way(ways.map(|ways| ways.0))) => {}

@@ -9,8 +9,8 @@ use nix::sys::signal::Signal;
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
+use super::Fault;
 use super::pause::is_stopped;
-use super::{Fault, sleep_of};
 use crate::chaos::rig::Rig;
 use crate::{Party, Process, Quality};
 
@@ -47,30 +47,29 @@ impl Fault for Kill {
 #[derive(Default)]
 pub(super) struct Pause {
     agent: Option<usize>,
-    slept: bool,
 }
 
 impl Fault for Pause {
     fn inject<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<()>> {
-        async move {
-            let agent = rig.some_agent();
-            self.agent = Some(agent);
-            let Some(process) = &rig.cluster.agents[agent].process else { return Ok(()) };
-            let pid = process.pid();
+        let agent = rig.some_agent();
+        self.agent = Some(agent);
+        if let Some(process) = &rig.cluster.agents[agent].process {
             process.signal(Signal::SIGSTOP);
-            let asleep = sleep_of(rig);
-            sleep(asleep).await;
-            self.slept = is_stopped(pid);
-            Ok(())
         }
-        .boxed_local()
+        futures::future::ready(Ok(())).boxed_local()
     }
 
     fn heal<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<bool>> {
-        if let Some(process) = self.agent.and_then(|agent| rig.cluster.agents[agent].process.as_ref()) {
+        let process = self.agent.and_then(|agent| rig.cluster.agents[agent].process.as_ref());
+        let slept = process.is_some_and(|process| is_stopped(process.pid()));
+        if let Some(process) = process {
             process.signal(Signal::SIGCONT);
         }
-        futures::future::ready(Ok(self.slept)).boxed_local()
+        futures::future::ready(Ok(slept)).boxed_local()
+    }
+
+    fn lasts(&self) -> std::ops::Range<u64> {
+        1_000..30_000
     }
 }
 

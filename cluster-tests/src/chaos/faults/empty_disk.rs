@@ -40,7 +40,8 @@ pub(super) async fn votes(rig: &mut Rig, name: &str, but_not: &str) -> bool {
     let voter = |member: &v1::Member| {
         member.name == name && member.node_id != but_not && member.role() == v1::MemberRole::Voter
     };
-    rig.wait(JOINED, async |rig: &mut Rig| rig.members().await.is_ok_and(|members| members.iter().any(voter))).await
+    rig.wait(JOINED, async |rig: &mut Rig| rig.members().await.is_ok_and(|members| members.iter().any(voter)))
+        .await
 }
 
 impl Fault for EmptyDisk {

@@ -5,12 +5,13 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use sandkeeper_client::v1;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::Fault;
+use super::fsync::Slow;
+use crate::by_id;
 use crate::chaos::rig::Rig;
 use crate::chaos::workload::QUIET;
-use crate::by_id;
 
 /// How long a client waits for the next leader.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -27,11 +28,18 @@ pub(super) enum Whom {
 pub(super) struct Kill {
     whom: Whom,
     gone: bool,
+    /// What was done to the disks before, if anything.
+    slow: Option<Slow>,
 }
 
 impl Kill {
     pub(super) fn of(whom: Whom) -> Self {
-        Self { whom, gone: false }
+        Self { whom, gone: false, slow: None }
+    }
+
+    /// All of them, while the disks of all of them are slow: much is under way then.
+    pub(super) fn all_with_slow_disks() -> Self {
+        Self { whom: Whom::All, gone: false, slow: Some(Slow::everywhere()) }
     }
 }
 
@@ -43,6 +51,11 @@ impl Fault for Kill {
                 Whom::Follower => vec![rig.follower().await],
                 Whom::All => rig.shuffled_nodes(),
             };
+            if let Some(slow) = &mut self.slow {
+                slow.inject(rig).await?;
+                let meanwhile = rig.some_time(300..1_500);
+                sleep(meanwhile).await;
+            }
             let began = Instant::now();
             self.gone = rig.kill(&whom);
             if let Whom::Leader = self.whom {
@@ -54,8 +67,15 @@ impl Fault for Kill {
     }
 
     fn heal<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<bool>> {
-        rig.start_missing();
-        futures::future::ready(Ok(self.gone)).boxed_local()
+        async move {
+            let slow = match &mut self.slow {
+                Some(slow) => slow.heal(rig).await?,
+                None => true,
+            };
+            rig.start_missing();
+            Ok(self.gone && slow)
+        }
+        .boxed_local()
     }
 }
 
@@ -74,7 +94,10 @@ async fn failover(rig: &mut Rig, began: Instant) {
         Ok(answer) => {
             rig.failovers.push(began.elapsed().as_secs_f64() * 1_000.0);
             let id = answer.sandbox.unwrap_or_default().sandbox_id;
-            let end = v1::TerminateSandboxRequest { r#ref: Some(by_id(&id)), ..v1::TerminateSandboxRequest::default() };
+            let end = v1::TerminateSandboxRequest {
+                r#ref: Some(by_id(&id)),
+                ..v1::TerminateSandboxRequest::default()
+            };
             // If not it stays, and harms nothing.
             let _ = client.terminate(end).await;
         }

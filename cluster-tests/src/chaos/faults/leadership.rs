@@ -21,7 +21,8 @@ impl Fault for Transfer {
             let to = rig.follower().await;
             let name = rig.cluster.nodes[to].name.clone();
             rig.ask_all(Duration::from_secs(5)).transfer_leadership(name).await?;
-            self.moved = rig.wait(Duration::from_secs(5), async |rig: &mut Rig| rig.leader().await != before).await;
+            self.moved =
+                rig.wait(Duration::from_secs(5), async |rig: &mut Rig| rig.leader().await != before).await;
             Ok(())
         }
         .boxed_local()

@@ -92,10 +92,11 @@ macro_rules! kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 32] = [
+pub const KINDS: [Kind; 33] = [
     kind!("kill-leader", Nodes, Nothing, kill::Kill::of(kill::Whom::Leader)),
     kind!("kill-follower", Nodes, Nothing, kill::Kill::of(kill::Whom::Follower)),
     kind!("kill-all", Nodes, Nothing, kill::Kill::of(kill::Whom::All)),
+    kind!("kill-all-slow", Nodes, Root, kill::Kill::all_with_slow_disks()),
     kind!("pause-leader", Nodes, Nothing, pause::Pause::of(pause::Whom::Leader)),
     kind!("pause-node", Nodes, Nothing, pause::Pause::of(pause::Whom::AnyNode)),
     kind!("partition-leader", Nodes, Nothing, partition::Partition::of(partition::Shape::LeaderAlone)),

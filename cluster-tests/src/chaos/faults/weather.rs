@@ -49,7 +49,9 @@ impl Fault for Weather {
         let quality = match self.kind {
             Kind::Loss => Quality { loss: rig.dice.random_range(0.02..0.3), ..Quality::default() },
             Kind::Delay => Quality { delay: rig.some_time(5..200), ..Quality::default() },
-            Kind::Bandwidth => Quality { rate: Some(rig.dice.random_range(20_000..1_000_000)), ..Quality::default() },
+            Kind::Bandwidth => {
+                Quality { rate: Some(rig.dice.random_range(20_000..1_000_000)), ..Quality::default() }
+            }
         };
         // All of one node's, or all.
         let nodes = rig.shuffled_nodes();

@@ -89,7 +89,9 @@ impl Load {
     }
 
     fn is_within(self, total: Self) -> bool {
-        self.slots <= total.slots && self.cpu_millis <= total.cpu_millis && self.memory_bytes <= total.memory_bytes
+        self.slots <= total.slots
+            && self.cpu_millis <= total.cpu_millis
+            && self.memory_bytes <= total.memory_bytes
     }
 }
 
@@ -113,7 +115,11 @@ mod tests {
         assert!(totals.told(&fold, 0, &answer(3, 0, 0)).is_empty());
         assert_eq!(totals.told(&fold, 0, &answer(3, 1, 0)).len(), 1, "it was released");
         assert_eq!(totals.told(&fold, 0, &answer(2, 1, 2)).len(), 1, "there is one");
-        assert_eq!(totals.told(&fold, 0, &answer(2, 2, 1)).len(), 2, "more than there is, and than was given");
+        assert_eq!(
+            totals.told(&fold, 0, &answer(2, 2, 1)).len(),
+            2,
+            "more than there is, and than was given"
+        );
     }
 
     #[test]

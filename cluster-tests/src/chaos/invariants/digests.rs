@@ -39,7 +39,8 @@ impl Digests {
         if (&known.1, &known.2) == (&digests.1, &digests.2) {
             return Ok(());
         }
-        let what = format!("at revision {}, history and state: n{known:?}, and n{digests:?}", answer.revision);
+        let what =
+            format!("at revision {}, history and state: n{known:?}, and n{digests:?}", answer.revision);
         Err(Breach::of(Invariant::Digests, what).at(answer.revision))
     }
 
@@ -49,7 +50,8 @@ impl Digests {
     /// If two that answered have other digests.
     pub fn verified(&mut self, answer: &v1::VerifyResponse) -> Result<(), Breach> {
         let answered: Vec<_> = answer.nodes.iter().filter(|node| node.error.is_empty()).collect();
-        let digests = |node: &v1::verify_response::Node| (node.history_digest.clone(), node.state_digest.clone());
+        let digests =
+            |node: &v1::verify_response::Node| (node.history_digest.clone(), node.state_digest.clone());
         let here = |node: &&&v1::verify_response::Node| node.revision == answer.revision;
         let mut at_one: Vec<_> = answered.iter().filter(here).map(|node| digests(node)).collect();
         self.compared += (at_one.len() as u64).saturating_sub(1);

@@ -72,7 +72,8 @@ impl Durable {
 /// If it is not.
 pub fn acknowledged(fold: &Fold, operation: &Operation) -> Result<(), Breach> {
     if let Some(at) = operation.outcome.revision().filter(|at| *at > fold.head()) {
-        let what = format!("revision {at} was acknowledged, and the history ends at {}: {operation}", fold.head());
+        let what =
+            format!("revision {at} was acknowledged, and the history ends at {}: {operation}", fold.head());
         return Err(Breach::of(Invariant::Durable, what).at(at));
     }
     match &operation.outcome {
@@ -96,7 +97,9 @@ fn is_made(fold: &Fold, operation: &Operation, sandbox: &v1::Sandbox, revision: 
             };
             let other = asked.filter(|asked| *asked != (&record.seen.namespace, &record.seen.name));
             match other {
-                Some(asked) => lost(format!("{asked:?} was asked for, and {:?} made: {operation}", record.seen)),
+                Some(asked) => {
+                    lost(format!("{asked:?} was asked for, and {:?} made: {operation}", record.seen))
+                }
                 None => Ok(()),
             }
         }

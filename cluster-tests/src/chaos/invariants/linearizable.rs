@@ -45,7 +45,11 @@ pub fn content(fold: &Fold, operation: &Operation) -> Result<(), Breach> {
             if expected.len() == sandboxes.len() {
                 return Ok(());
             }
-            let what = format!("{} sandboxes are listed, and there were {}: {operation}", sandboxes.len(), expected.len());
+            let what = format!(
+                "{} sandboxes are listed, and there were {}: {operation}",
+                sandboxes.len(),
+                expected.len()
+            );
             Err(Breach::of(Invariant::Linearizable, what).at(*at))
         }
         _ => Ok(()),
@@ -65,7 +69,13 @@ fn same(fold: &Fold, operation: &Operation, told: &v1::Sandbox, at: u64) -> Resu
     }
 }
 
-fn named(fold: &Fold, operation: &Operation, wanted: &Wanted, told: &v1::Sandbox, at: u64) -> Result<(), Breach> {
+fn named(
+    fold: &Fold,
+    operation: &Operation,
+    wanted: &Wanted,
+    told: &v1::Sandbox,
+    at: u64,
+) -> Result<(), Breach> {
     let right = match wanted {
         Wanted::Id(id) => *id == told.sandbox_id,
         Wanted::Name(namespace, name) => match fold.named(namespace, name, at) {
@@ -114,7 +124,9 @@ pub fn refusal(fold: &Fold, operation: &Operation, upper: u64) -> Result<(), Bre
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chaos::invariants::testing::{allocated, created, fold, linearizable, local, operation, removed};
+    use crate::chaos::invariants::testing::{
+        allocated, created, fold, linearizable, local, operation, removed,
+    };
     use crate::chaos::record::Refused;
 
     fn history() -> Fold {
@@ -146,7 +158,10 @@ mod tests {
         assert_eq!(fresh(&get(by_id(), linearizable(), 2, told(&fold, "x", 2))), Ok(()));
         assert!(fresh(&get(by_id(), linearizable(), 3, told(&fold, "x", 2))).is_err());
         assert_eq!(fresh(&get(by_id(), local(0), 3, told(&fold, "x", 2))), Ok(()), "a local read may be");
-        assert!(fresh(&get(by_id(), local(3), 0, told(&fold, "x", 2))).is_err(), "but not older than it asked");
+        assert!(
+            fresh(&get(by_id(), local(3), 0, told(&fold, "x", 2))).is_err(),
+            "but not older than it asked"
+        );
     }
 
     #[test]
@@ -178,7 +193,8 @@ mod tests {
         assert_eq!(refusal(&fold, &create(1, "x"), 4), Ok(()));
         assert!(refusal(&fold, &create(3, "x"), 4).is_err(), "the name was free");
         assert!(refusal(&fold, &create(1, "z"), 4).is_err(), "nobody of that id ever had it");
-        let absent = |floor| get(Wanted::Id("x".into()), linearizable(), floor, refused("SANDBOX_NOT_FOUND", None));
+        let absent =
+            |floor| get(Wanted::Id("x".into()), linearizable(), floor, refused("SANDBOX_NOT_FOUND", None));
         assert_eq!(refusal(&fold, &absent(1), 4), Ok(()));
         assert!(refusal(&fold, &absent(1), 2).is_err(), "it was there all the time");
     }

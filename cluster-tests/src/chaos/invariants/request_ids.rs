@@ -5,7 +5,7 @@ use std::collections::hash_map::Entry;
 
 use sandkeeper_client::v1::{self, EventType};
 
-use crate::chaos::record::{Action, Operation, Outcome, Refused};
+use crate::chaos::record::{Action, Operation, Outcome};
 use crate::chaos::violation::{Breach, Invariant};
 
 /// Request ids of batches begin with this: they make several sandboxes.
@@ -15,7 +15,7 @@ pub const BATCH: &str = "b-";
 #[derive(Debug, Default)]
 pub struct RequestIds {
     /// By namespace and id: the sandbox that the history says it made.
-    made: HashMap<(String, String), String>,
+    made: HashMap<(String, String), (String, u64)>,
     /// By namespace and id: the sandboxes that were answered.
     answered: HashMap<(String, String), Vec<String>>,
 }
@@ -23,7 +23,28 @@ pub struct RequestIds {
 impl RequestIds {
     /// The sandbox that a request has made, as the history says.
     pub fn made_by(&self, namespace: &str, request_id: &str) -> Option<&String> {
-        self.made.get(&(namespace.to_owned(), request_id.to_owned()))
+        self.made.get(&(namespace.to_owned(), request_id.to_owned())).map(|(id, _)| id)
+    }
+
+    /// A refusal: a request that had made a sandbox before it was asked again is not refused as a new one would be. (The
+    /// campaign asks again only as long as requests are remembered.)
+    ///
+    /// # Errors
+    /// If it was.
+    pub fn refusal(&self, operation: &Operation) -> Result<(), Breach> {
+        let (Action::Create { namespace, request_id, .. }, Outcome::Refused(refused)) =
+            (&operation.action, &operation.outcome)
+        else {
+            return Ok(());
+        };
+        let made = self.made.get(&(namespace.clone(), request_id.clone()));
+        match made.filter(|(_, revision)| *revision <= operation.floor) {
+            Some((id, revision)) if matches!(refused.reason.as_str(), "NAME_TAKEN" | "NO_CAPACITY") => {
+                let what = format!("the request had made {id} at revision {revision}: {operation}");
+                Err(Breach::of(Invariant::RequestIds, what).at(*revision).about(id))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// An event of the history.
@@ -37,32 +58,13 @@ impl RequestIds {
         }
         match self.made.entry((event.namespace.clone(), event.request_id.clone())) {
             Entry::Vacant(entry) => {
-                entry.insert(event.sandbox_id.clone());
+                entry.insert((event.sandbox_id.clone(), event.revision));
                 Ok(())
             }
             Entry::Occupied(entry) => {
-                let what = format!("request {} has made {} before", event.request_id, entry.get());
+                let what = format!("request {} has made {} before", event.request_id, entry.get().0);
                 Err(Breach::new(Invariant::RequestIds, event, what))
             }
-        }
-    }
-
-    /// A refusal, some time after it came.
-    ///
-    /// # Errors
-    /// If what stands in the way of the request is what it has made itself: it was carried out, and has to be told so.
-    pub fn refusal(&self, operation: &Operation) -> Result<(), Breach> {
-        let (Action::Create { namespace, request_id, .. }, Outcome::Refused(Refused { holder: Some(holder), .. })) =
-            (&operation.action, &operation.outcome)
-        else {
-            return Ok(());
-        };
-        match self.made_by(namespace, request_id) {
-            Some(made) if made == holder => {
-                let what = format!("the request has made {made} itself: {operation}");
-                Err(Breach::of(Invariant::RequestIds, what).about(made))
-            }
-            _ => Ok(()),
         }
     }
 
@@ -91,7 +93,7 @@ impl RequestIds {
         {
             return breach(format!("{count} were asked for: {operation}"));
         }
-        if let Some(made) = self.made.get(&key)
+        if let Some((made, _)) = self.made.get(&key)
             && ids != [made.clone()]
         {
             return breach(format!("the request has made {made}: {operation}"));
@@ -113,6 +115,7 @@ impl RequestIds {
 mod tests {
     use super::*;
     use crate::chaos::invariants::testing::{created, operation};
+    use crate::chaos::record::Refused;
 
     fn answered(request: &str, id: &str) -> Operation {
         let (namespace, name) = ("ns".to_owned(), "n".to_owned());
@@ -131,15 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_not_refused_for_what_it_has_made() {
+    fn a_request_that_has_made_one_is_not_refused_as_a_new_one() {
         let mut ids = RequestIds::default();
-        ids.event(&created(1, "x")).unwrap();
-        let refused = |request: &str| {
-            let refused = Refused { reason: "NAME_TAKEN".into(), message: String::new(), holder: Some("x".into()) };
-            Operation { outcome: Outcome::Refused(refused), ..answered(request, "x") }
+        ids.event(&created(3, "x")).unwrap();
+        let refused = |floor| {
+            let refused = Refused { reason: "NAME_TAKEN".into(), message: String::new(), holder: None };
+            Operation { floor, outcome: Outcome::Refused(refused), ..answered("c-x", "x") }
         };
-        assert_eq!(ids.refusal(&refused("c-y")), Ok(()));
-        assert!(ids.refusal(&refused("c-x")).is_err());
+        assert_eq!(ids.refusal(&refused(2)), Ok(()), "nobody had been told of it");
+        assert!(ids.refusal(&refused(3)).is_err());
     }
 
     #[test]

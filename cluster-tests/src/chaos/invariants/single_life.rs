@@ -1,6 +1,8 @@
 //! I2: no sandbox generation is on two agents, and no two lives of one sandbox are at one time, as the sandboxes
 //! themselves have written it down.
 
+use sandkeeper_client::v1::{self, EventType};
+
 use crate::chaos::violation::{Breach, Invariant};
 use crate::diary::{Life, overlaps};
 
@@ -28,11 +30,32 @@ pub fn ended(sandbox_id: &str, lives: &[Life], gone: Option<u64>) -> Result<(), 
     match gone {
         Some(gone) if last > gone => {
             let late = (last - gone) as f64 / 100.0;
-            let what = format!("{sandbox_id} lived on for {late} s after it was heard that it is gone: {lives:?}");
+            let what =
+                format!("{sandbox_id} lived on for {late} s after it was heard that it is gone: {lives:?}");
             Err(Breach::of(Invariant::SingleLife, what).about(sandbox_id))
         }
         _ => Ok(()),
     }
+}
+
+/// A generation is released only when it is proved that it does not live any more. `lives` knows it of an agent that the test
+/// plays, which was not cut off.
+///
+/// # Errors
+/// If it lives.
+pub fn released(event: &v1::Event, lives: impl Fn(&str, u64) -> bool) -> Result<(), Breach> {
+    let releases = matches!(
+        event.r#type(),
+        EventType::SandboxFailed | EventType::AllocationReleased | EventType::SandboxRemoved
+    );
+    if !releases || !lives(&event.sandbox_id, event.generation) {
+        return Ok(());
+    }
+    let what = format!(
+        "generation {} is released, and its agent has it, and never said otherwise",
+        event.generation
+    );
+    Err(Breach::new(Invariant::SingleLife, event, what))
 }
 
 /// A life was on an agent to which the history gave the sandbox.
@@ -50,6 +73,7 @@ pub fn place(sandbox_id: &str, agent: &str, was_given: Option<bool>) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chaos::invariants::testing::removed;
 
     fn life(first: u64, last: u64) -> Life {
         Life { name: "l".into(), place: "/a0".into(), first, last }
@@ -67,6 +91,14 @@ mod tests {
         assert_eq!(ended("x", &lived, None), Ok(()));
         assert_eq!(ended("x", &lived, Some(200)), Ok(()));
         assert!(ended("x", &lived, Some(150)).is_err());
+    }
+
+    #[test]
+    fn what_lives_is_not_released() {
+        let event = |generation| removed(7, "x", generation);
+        let lives = |id: &str, generation| (id, generation) == ("x", 2);
+        assert_eq!(released(&event(1), lives), Ok(()));
+        assert!(released(&event(2), lives).is_err());
     }
 
     #[test]

@@ -52,7 +52,8 @@ impl Watcher {
     pub fn hear(&mut self, message: &v1::WatchEventsResponse) -> Result<(), Breach> {
         for event in &message.events {
             if event.revision < self.next {
-                let what = format!("{} waits for {}, and is told of it by {}", self.name, self.next, message.node);
+                let what =
+                    format!("{} waits for {}, and is told of it by {}", self.name, self.next, message.node);
                 return Err(Breach::new(Invariant::Watches, event, what));
             }
             self.told.push_back((event.revision, hash_of(event)));
@@ -67,7 +68,11 @@ impl Watcher {
     ///
     /// # Errors
     /// If something is missing, or other than it was.
-    pub fn compare(&mut self, head: u64, truth: impl Fn(u64) -> Option<(u64, String)>) -> Result<u64, Breach> {
+    pub fn compare(
+        &mut self,
+        head: u64,
+        truth: impl Fn(u64) -> Option<(u64, String)>,
+    ) -> Result<u64, Breach> {
         let mut count = 0;
         while self.compared < self.next && self.compared <= head {
             let revision = self.compared;

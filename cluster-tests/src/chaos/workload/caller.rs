@@ -43,7 +43,13 @@ impl Caller {
     ///
     /// # Panics
     /// If an address is none.
-    pub fn new(name: String, seed: u64, apis: &[String], oracle: Arc<Oracle>, stage: watch::Receiver<Stage>) -> Self {
+    pub fn new(
+        name: String,
+        seed: u64,
+        apis: &[String],
+        oracle: Arc<Oracle>,
+        stage: watch::Receiver<Stage>,
+    ) -> Self {
         let client = |api: &String| {
             let client = Client::builder().servers([api.clone()]).deadline(DEADLINE).build();
             client.expect("nodes of a campaign have good addresses")
@@ -52,9 +58,16 @@ impl Caller {
         Self { name, nodes, oracle, dice: StdRng::seed_from_u64(seed), stage, requests: 0 }
     }
 
-    /// The oracle that hears of everything.
-    pub fn oracle(&self) -> &Oracle {
-        &self.oracle
+    /// Another one, which calls at the same time.
+    pub fn twin(&mut self) -> Self {
+        Self {
+            name: format!("{}'", self.name),
+            nodes: self.nodes.clone(),
+            oracle: Arc::clone(&self.oracle),
+            dice: StdRng::seed_from_u64(self.dice.random()),
+            stage: self.stage.clone(),
+            requests: 0,
+        }
     }
 
     /// Whether it is to end.
@@ -120,7 +133,13 @@ pub fn outcome_of(error: &ClientError) -> Outcome {
         Some(refusal)
             if matches!(
                 refusal.code,
-                Aborted | AlreadyExists | FailedPrecondition | InvalidArgument | NotFound | OutOfRange | ResourceExhausted
+                Aborted
+                    | AlreadyExists
+                    | FailedPrecondition
+                    | InvalidArgument
+                    | NotFound
+                    | OutOfRange
+                    | ResourceExhausted
             ) =>
         {
             Outcome::Refused(Refused {

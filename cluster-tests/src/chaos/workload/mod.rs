@@ -1,6 +1,7 @@
 //! What the cluster is kept busy with, and what looks at it meanwhile.
 
 pub mod caller;
+mod liar;
 mod looks;
 mod streams;
 mod tails;
@@ -29,13 +30,15 @@ pub const QUIET: &str = "quiet";
 /// The pool of the agents that really run processes.
 pub const REAL: &str = "real";
 
+/// The pool of the agent that lies.
+pub const LIES: &str = "lies";
 /// The namespace of sandboxes that write down their lives.
 pub const LIVES: &str = "lives";
 
 /// Clients that create, change and read, in pairs that share a namespace.
-const WORKERS: usize = 10;
+const WORKERS: usize = 16;
 /// Those of them that work with little room.
-const IN_TIGHT: usize = 4;
+const IN_TIGHT: usize = 6;
 /// Clients whose sandboxes write down their lives.
 const WITNESSES: usize = 2;
 /// Clients of create streams.
@@ -83,15 +86,22 @@ impl Workload {
         }
         for index in 0..STREAMS {
             let namespace = format!("stream{index}");
-            workers.spawn(streams::work(target.apis.clone(), namespace, Arc::clone(oracle), listener.clone()));
+            workers.spawn(streams::work(
+                target.apis.clone(),
+                namespace,
+                Arc::clone(oracle),
+                listener.clone(),
+            ));
         }
+        workers.spawn(workers::work(caller("w-lies".to_owned(), 300), "lies".to_owned(), LIES));
         let mut observers = JoinSet::new();
+        observers.spawn(liar::play(target.apis.clone(), target.seed, Arc::clone(oracle), listener.clone()));
         for (node, api) in target.apis.iter().enumerate() {
             observers.spawn(tails::tail(node, api.clone(), Arc::clone(oracle)));
             observers.spawn(looks::look(node, api.clone(), Arc::clone(oracle)));
         }
         observers.spawn(looks::verify(target.apis.clone(), Arc::clone(oracle)));
-        let namespaces = [None, None, Some("ns0".to_owned()), Some("ns4".to_owned())];
+        let namespaces = [None, None, Some("ns0".to_owned()), Some("ns6".to_owned())];
         for (index, namespace) in namespaces.into_iter().enumerate() {
             let seed = target.seed.wrapping_mul(1_000).wrapping_add(200 + index as u64);
             let name = format!("watcher {index}");
@@ -105,7 +115,10 @@ impl Workload {
         self.stage.send_replace(Stage::Finish);
         let all = async { while self.workers.join_next().await.is_some() {} };
         if timeout(FINISH, all).await.is_err() {
-            let what = format!("{} clients do not know {FINISH:?} after the last fault what came of a call", self.workers.len());
+            let what = format!(
+                "{} clients do not know {FINISH:?} after the last fault what came of a call",
+                self.workers.len()
+            );
             oracle.checked(Invariant::Progress, Err(Breach::of(Invariant::Progress, what)));
         }
     }

@@ -66,7 +66,8 @@ async fn round(
     for _ in 0..AT_ONCE {
         *number += 1;
         let name = format!("s{number}");
-        let ttl = v1::create_sandbox_request::Expiry::Ttl(prost_types::Duration { seconds: TTL_SECONDS, nanos: 0 });
+        let ttl =
+            v1::create_sandbox_request::Expiry::Ttl(prost_types::Duration { seconds: TTL_SECONDS, nanos: 0 });
         let create = v1::CreateSandboxRequest {
             name: name.clone(),
             pool_ref: ROOMY.to_owned(),

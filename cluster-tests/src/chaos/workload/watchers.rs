@@ -50,10 +50,9 @@ pub(super) async fn watch(
 }
 
 async fn stay(raw: &Raw, watcher: &mut Watcher, stays: Duration, oracle: &Oracle) -> Result<(), Status> {
-    let filter = watcher.namespace().map(|namespace| v1::EventFilter {
-        namespace: namespace.to_owned(),
-        ..v1::EventFilter::default()
-    });
+    let filter = watcher
+        .namespace()
+        .map(|namespace| v1::EventFilter { namespace: namespace.to_owned(), ..v1::EventFilter::default() });
     let request = v1::WatchEventsRequest { from_revision: watcher.next(), filter };
     let until = Instant::now() + stays;
     let mut events = raw.events().max_decoding_message_size(64 << 20);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use rand::RngExt;
 use sandkeeper_client::{Client, v1};
 
-use super::{LIVES, REAL};
 use super::caller::{Caller, created, sandbox};
+use super::{LIVES, REAL};
 use crate::chaos::record::{Action, Outcome};
 use crate::{by_id, diary, shell};
 

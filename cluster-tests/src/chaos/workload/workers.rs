@@ -15,7 +15,9 @@ const NAMES: usize = 10;
 /// So many sandboxes a client has at most, and then it ends one.
 const MOST: usize = 12;
 /// Between two calls, at most.
-const PAUSE_MILLIS: u64 = 25;
+const PAUSE_MILLIS: u64 = 15;
+/// So many of its creates a client can ask for again: all of the last minutes.
+const REMEMBERED: usize = 30;
 
 struct Worker {
     caller: Caller,
@@ -23,13 +25,16 @@ struct Worker {
     pool: &'static str,
     /// What it has made and not ended.
     mine: VecDeque<String>,
+    /// Creates that were answered, which it asks for again.
+    asked: VecDeque<v1::CreateSandboxRequest>,
     /// The highest revision that it was told itself.
     told: u64,
 }
 
 /// Works until it is told to end.
 pub(super) async fn work(caller: Caller, namespace: String, pool: &'static str) {
-    let mut worker = Worker { caller, namespace, pool, mine: VecDeque::new(), told: 0 };
+    let mut worker =
+        Worker { caller, namespace, pool, mine: VecDeque::new(), asked: VecDeque::new(), told: 0 };
     while !worker.caller.is_over() {
         worker.step().await;
         let pause = worker.caller.dice.random_range(0..PAUSE_MILLIS);
@@ -48,10 +53,12 @@ impl Worker {
             30..33 => self.batch().await,
             33..50 => self.terminate().await,
             50..56 => self.update().await,
+            56..60 if self.pool == super::LIES => self.reset().await,
             56..58 => self.reset().await,
-            58..72 => self.get_mine().await,
-            72..84 => self.get_by_name().await,
-            84..92 => self.list().await,
+            58..62 => self.ask_again().await,
+            62..74 => self.get_mine().await,
+            74..85 => self.get_by_name().await,
+            85..92 => self.list().await,
             _ => self.capacity().await,
         }
     }
@@ -83,21 +90,31 @@ impl Worker {
 
     async fn create_as(&mut self, name: String, mode: v1::Mode) {
         let request = v1::CreateSandboxRequest { mode: mode.into(), ..self.request(name) };
-        let action = Action::Create {
-            namespace: request.namespace.clone(),
-            name: request.name.clone(),
-            request_id: request.request_id.clone(),
+        // A caller without patience asks at two nodes at once: it must be the same to both.
+        let outcome = if self.caller.dice.random_bool(0.1) {
+            let mut twin = self.caller.twin();
+            let (one, other) = (request.clone(), request.clone());
+            tokio::join!(create(&mut self.caller, one), create(&mut twin, other)).0
+        } else {
+            create(&mut self.caller, request.clone()).await
         };
-        let call = |client: sandkeeper_client::Client| {
-            let request = request.clone();
-            async move { client.create(request).await.map(created) }
-        };
-        let outcome = self.caller.until_known(action.clone(), call).await;
         self.learn(&outcome);
-        // A caller that did not trust the answer asks again, anywhere.
-        if outcome.is_ok() && self.caller.dice.random_bool(0.1) {
-            self.caller.attempt(&action, call).await;
+        if outcome.is_ok() {
+            self.asked.push_back(request);
+            if self.asked.len() > REMEMBERED {
+                self.asked.pop_front();
+            }
         }
+    }
+
+    /// A create that was answered is answered again, by whomever, and also when its sandbox is gone.
+    async fn ask_again(&mut self) {
+        if self.asked.is_empty() {
+            return;
+        }
+        let index = self.caller.dice.random_range(0..self.asked.len());
+        let request = self.asked[index].clone();
+        create(&mut self.caller, request).await;
     }
 
     async fn batch(&mut self) {
@@ -112,7 +129,11 @@ impl Worker {
             ..self.request(String::new())
         };
         let creates: Vec<_> = (0..count).map(one).collect();
-        let request = v1::BatchCreateSandboxesRequest { request_id: request_id.clone(), namespace: namespace.clone(), creates };
+        let request = v1::BatchCreateSandboxesRequest {
+            request_id: request_id.clone(),
+            namespace: namespace.clone(),
+            creates,
+        };
         let action = Action::Batch { namespace, count, request_id };
         let call = |client: sandkeeper_client::Client| {
             let request = request.clone();
@@ -176,8 +197,11 @@ impl Worker {
         let request_id = self.caller.request_id("c-");
         let action = Action::Change { call: "reset", sandbox_id: id.clone() };
         let call = |client: sandkeeper_client::Client| {
-            let request =
-                v1::ResetSandboxRequest { request_id: request_id.clone(), r#ref: Some(by_id(&id)), expected_revision: 0 };
+            let request = v1::ResetSandboxRequest {
+                request_id: request_id.clone(),
+                r#ref: Some(by_id(&id)),
+                expected_revision: 0,
+            };
             async move { client.reset(request).await.map(|answer| sandbox(answer.header, answer.sandbox)) }
         };
         let outcome = self.caller.until_known(action, call).await;
@@ -257,4 +281,17 @@ impl Worker {
             _ => {}
         }
     }
+}
+
+async fn create(caller: &mut Caller, request: v1::CreateSandboxRequest) -> Outcome {
+    let action = Action::Create {
+        namespace: request.namespace.clone(),
+        name: request.name.clone(),
+        request_id: request.request_id.clone(),
+    };
+    let call = |client: sandkeeper_client::Client| {
+        let request = request.clone();
+        async move { client.create(request).await.map(created) }
+    };
+    caller.until_known(action, call).await
 }

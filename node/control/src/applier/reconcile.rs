@@ -124,6 +124,12 @@ impl AgentView {
         }
     }
 
+    /// Whether an inventory that was given after so many commands is older than what the agent has said since: what it lacks
+    /// may have been made by commands whose answers have settled them.
+    pub fn is_newer_than(&self, processed: u64) -> bool {
+        processed < self.processed
+    }
+
     /// Whether what is not in `actual` is proven absent: the agent spoke after it had processed the last command.
     fn proves_absence(&self, id: &SandboxId) -> bool {
         planted(Bug::OldInventoryAsProof)

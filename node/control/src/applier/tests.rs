@@ -170,6 +170,17 @@ fn an_inventory_older_than_the_last_command_proves_no_absence() {
     assert_eq!(world.steps(), []);
 }
 
+/// The command that made it is settled and forgotten: that it is not in an inventory of before proves nothing, and such an
+/// inventory must not take the view's place.
+#[test]
+fn an_inventory_of_before_what_was_heard_since_is_no_view() {
+    let mut world = World::new();
+    world.running();
+    world.view.processed = 8;
+    assert!(world.view.is_newer_than(7));
+    assert!(!world.view.is_newer_than(8) && !world.view.is_newer_than(9));
+}
+
 #[test]
 fn what_terminates_is_terminated_until_it_is_absent() {
     let mut world = World::new();
