@@ -92,10 +92,14 @@ struct Violation {
 /// By which faults a bug shows soon, and as a violation of which invariants. What else is seen meanwhile (a cluster on a busy
 /// machine that takes its time) is no proof that it was found.
 fn signs_of(bug: Bug) -> (&'static [&'static str], &'static [Invariant]) {
-    use Invariant::{Capacity, Convergence, Digests, Durable, Linearizable, Progress, RequestIds, SingleLife, Watches};
+    use Invariant::{
+        Capacity, Convergence, Digests, Durable, Linearizable, Progress, RequestIds, SingleLife, Watches,
+    };
     match bug {
         Bug::NoFence => (&["late-leader"], &[SingleLife, Convergence]),
-        Bug::RequestIdsNotReplicated => (&["kill-leader", "transfer", "pause-leader"], &[RequestIds, Durable]),
+        Bug::RequestIdsNotReplicated => {
+            (&["kill-leader", "transfer", "pause-leader"], &[RequestIds, Durable])
+        }
         Bug::AckBeforeFlush => (&["kill-all-slow", "power-cut"], &[Durable, Linearizable, Watches]),
         Bug::RejectionBeforeCommit => {
             (&["partition-leader", "pause-leader", "kill-leader"], &[Durable, Linearizable, RequestIds])

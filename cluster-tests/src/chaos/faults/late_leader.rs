@@ -34,7 +34,9 @@ impl Fault for LateLeader {
             let leader = rig.leader().await;
             let to = rig.follower().await;
             let quality = Quality { delay: rig.some_time(2_000..3_500), ..Quality::default() };
-            self.slow = (0..rig.cluster.agents.len()).map(|agent| (Party::Node(leader), Party::Agent(agent))).collect();
+            self.slow = (0..rig.cluster.agents.len())
+                .map(|agent| (Party::Node(leader), Party::Agent(agent)))
+                .collect();
             let links = rig.cluster.links.as_ref().expect("a rig has links");
             links.change(|weather| weather.extend(self.slow.iter().map(|link| (*link, quality))));
             let meanwhile = rig.some_time(800..1_500);

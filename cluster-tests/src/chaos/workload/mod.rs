@@ -105,7 +105,14 @@ impl Workload {
         for (index, namespace) in namespaces.into_iter().enumerate() {
             let seed = target.seed.wrapping_mul(1_000).wrapping_add(200 + index as u64);
             let name = format!("watcher {index}");
-            observers.spawn(watchers::watch(name, namespace, seed, target.apis.clone(), Arc::clone(oracle), index == 0));
+            observers.spawn(watchers::watch(
+                name,
+                namespace,
+                seed,
+                target.apis.clone(),
+                Arc::clone(oracle),
+                index == 0,
+            ));
         }
         Self { stage, workers, observers }
     }
