@@ -113,11 +113,11 @@ impl LoopDisk {
     /// What it is mounted from.
     fn device(&self) -> Option<PathBuf> {
         let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-        let mine = mounts.lines().map(str::split_whitespace).find_map(|mut fields| {
+        mounts.lines().find_map(|line| {
+            let mut fields = line.split_whitespace();
             let device = fields.next()?;
             (Path::new(fields.next()?) == self.mount).then(|| PathBuf::from(device))
-        });
-        mine
+        })
     }
 
     /// Lets every write wait until the guard is dropped. Not even a SIGKILL ends a process that waits so, so drop the guard

@@ -40,12 +40,12 @@ struct Args {
     /// Go on after a violation
     #[arg(long)]
     keep_going: bool,
-    /// End at the first violation of one of these invariants only, I1,… [default: of any]
-    #[arg(long, value_delimiter = ',', value_name = "I1,…")]
-    stop_at: Vec<Invariant>,
     /// The cluster has to work again within this time after a fault. More than the default is for machines that others use too
     #[arg(long, default_value = "5s", value_parser = humantime::parse_duration)]
     within: Duration,
+    /// End at the first violation of one of these invariants only, I1,… [default: of any]
+    #[arg(long, value_delimiter = ',', value_name = "I1,…")]
+    stop_at: Vec<Invariant>,
     /// Only what needs no root
     #[arg(long)]
     without_root: bool,

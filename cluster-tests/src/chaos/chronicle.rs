@@ -143,7 +143,7 @@ mod tests {
         }
         chronicle.note(Duration::from_secs(3), "a fault");
         chronicle.event(Duration::from_secs(3), &allocated(2_000, "far-away", 1));
-        let breach = Breach::new(Invariant::Durable, &allocated(2_000, "far-away", 1), "broken".into());
+        let breach = Breach::new(Invariant::Durable, &allocated(2_000, "far-away", 1), "broken");
         let path = chronicle.write_timeline(&[Violation::new(breach, Duration::from_secs(3))]).unwrap();
         let text = std::fs::read_to_string(path).unwrap();
         for part in [

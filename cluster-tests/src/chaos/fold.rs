@@ -68,8 +68,8 @@ impl Fold {
     pub fn presence(&self, id: &str, from: u64, to: u64) -> Option<(bool, bool)> {
         let Some(versions) = self.sandboxes.get(id) else { return Some((false, true)) };
         let found = versions.between(from, to)?;
-        let is = |found: &Option<&Option<Arc<Record>>>| found.is_some_and(Option::is_some);
-        Some((found.iter().any(is), !found.iter().all(is)))
+        let count = found.iter().filter(|found| found.is_some_and(Option::is_some)).count();
+        Some((count > 0, count < found.len()))
     }
 
     /// Who had a name at a revision.
@@ -152,7 +152,7 @@ impl Fold {
         let seen = event.sandbox.clone().unwrap_or_default();
         let id = event.sandbox_id.clone();
         if self.sandboxes.contains_key(&id) {
-            return Err(Breach::new(Invariant::Durable, event, "a sandbox is created twice".to_owned()));
+            return Err(Breach::new(Invariant::Durable, event, "a sandbox is created twice"));
         }
         let name = (event.namespace.clone(), event.name.clone());
         let names = self.names.entry(name).or_default();
@@ -178,11 +178,7 @@ impl Fold {
         let id = &event.sandbox_id;
         let Some(record) = self.sandboxes.get(id).and_then(|versions| versions.last().cloned().flatten())
         else {
-            return Err(Breach::new(
-                Invariant::Durable,
-                event,
-                "it is about a sandbox that is not there".into(),
-            ));
+            return Err(Breach::new(Invariant::Durable, event, "it is about a sandbox that is not there"));
         };
         let mut record = (*record).clone();
         record.seen.revision = event.revision;
@@ -249,7 +245,7 @@ impl Fold {
         if follows {
             Ok(())
         } else {
-            Err(Breach::new(Invariant::SingleLife, event, "generations count by one".into()))
+            Err(Breach::new(Invariant::SingleLife, event, "generations count by one"))
         }
     }
 

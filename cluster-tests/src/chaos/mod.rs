@@ -108,7 +108,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
         rig.oracle.checked(Invariant::Progress, Err(Breach::of(Invariant::Progress, what)));
     }
     let kept =
-        if rig.oracle.violations().is_empty() { None } else { Some(campaign.keep(&mut rig, options)?) };
+        if rig.oracle.violations().is_empty() { None } else { Some(Campaign::keep(&mut rig, options)?) };
     Ok(campaign.report(&rig, options, &skipped, kept))
 }
 
@@ -234,7 +234,7 @@ impl Campaign {
     }
 
     /// Keeps everything that is needed to understand what was seen.
-    fn keep(&self, rig: &mut Rig, options: &Options) -> anyhow::Result<PathBuf> {
+    fn keep(rig: &mut Rig, options: &Options) -> anyhow::Result<PathBuf> {
         rig.oracle.write_timeline().context("the timeline can't be written")?;
         let folder = rig.cluster.folder().to_owned();
         let Some(keep) = &options.keep else {

@@ -95,7 +95,7 @@ mod tests {
     const MEANS: Means = Means { root: true, faketime: true };
 
     fn drawn(seed: u64) -> Vec<(&'static str, Duration)> {
-        let mut schedule = Schedule::new(seed, &KINDS);
+        let mut schedule = Schedule::new(seed, KINDS);
         (0..100).filter_map(|_| schedule.next_of_nodes()).map(|drawn| (drawn.name, drawn.lasts)).collect()
     }
 

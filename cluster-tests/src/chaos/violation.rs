@@ -95,7 +95,7 @@ pub struct Breach {
 
 impl Breach {
     /// An event that can't be.
-    pub fn new(invariant: Invariant, event: &v1::Event, what: String) -> Self {
+    pub fn new(invariant: Invariant, event: &v1::Event, what: impl fmt::Display) -> Self {
         let (revision, kind) = (event.revision, event.r#type().as_str_name());
         let what = format!("event {revision}, {kind} of {}: {what}", event.sandbox_id);
         Self { invariant, what, revision, sandbox_id: event.sandbox_id.clone() }

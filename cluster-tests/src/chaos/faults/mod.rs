@@ -92,7 +92,7 @@ macro_rules! kind {
 }
 
 /// All kinds.
-pub const KINDS: [Kind; 33] = [
+pub const KINDS: &[Kind] = &[
     kind!("kill-leader", Nodes, Nothing, kill::Kill::of(kill::Whom::Leader)),
     kind!("kill-follower", Nodes, Nothing, kill::Kill::of(kill::Whom::Follower)),
     kind!("kill-all", Nodes, Nothing, kill::Kill::of(kill::Whom::All)),

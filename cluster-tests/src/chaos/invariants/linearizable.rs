@@ -108,10 +108,10 @@ pub fn refusal(fold: &Fold, operation: &Operation, upper: u64) -> Result<(), Bre
         (Action::Get { wanted: Wanted::Name(namespace, name), .. }, "SANDBOX_NOT_FOUND") => {
             (holders(namespace, name).map(|found| found.contains(&None)), String::new())
         }
-        (Action::Get { wanted: Wanted::Id(id), .. }, "SANDBOX_NOT_FOUND")
-        | (Action::Change { sandbox_id: id, .. }, "SANDBOX_NOT_FOUND") => {
-            (fold.presence(id, from, upper).map(|(_, absent)| absent), id.clone())
-        }
+        (
+            Action::Get { wanted: Wanted::Id(id), .. } | Action::Change { sandbox_id: id, .. },
+            "SANDBOX_NOT_FOUND",
+        ) => (fold.presence(id, from, upper).map(|(_, absent)| absent), id.clone()),
         _ => return Ok(()),
     };
     if was_so.unwrap_or(true) {

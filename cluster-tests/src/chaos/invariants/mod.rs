@@ -9,5 +9,5 @@ pub mod progress;
 pub mod request_ids;
 pub mod single_life;
 #[cfg(test)]
-pub(super) mod testing;
+pub(crate) mod testing;
 pub mod watches;

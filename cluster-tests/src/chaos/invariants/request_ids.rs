@@ -26,25 +26,28 @@ impl RequestIds {
         self.made.get(&(namespace.to_owned(), request_id.to_owned())).map(|(id, _)| id)
     }
 
-    /// A refusal: a request that had made a sandbox before it was asked again is not refused as a new one would be. (The
-    /// campaign asks again only as long as requests are remembered.)
+    /// A refusal, some time after it came: what stands in the way of a request is not what it has made itself, and if it had
+    /// made it before it was asked again, it is not refused as a new one would be. (The campaign asks again only as long as
+    /// requests are remembered.)
     ///
     /// # Errors
-    /// If it was.
+    /// If it was carried out, and not told so.
     pub fn refusal(&self, operation: &Operation) -> Result<(), Breach> {
         let (Action::Create { namespace, request_id, .. }, Outcome::Refused(refused)) =
             (&operation.action, &operation.outcome)
         else {
             return Ok(());
         };
-        let made = self.made.get(&(namespace.clone(), request_id.clone()));
-        match made.filter(|(_, revision)| *revision <= operation.floor) {
-            Some((id, revision)) if matches!(refused.reason.as_str(), "NAME_TAKEN" | "NO_CAPACITY") => {
-                let what = format!("the request had made {id} at revision {revision}: {operation}");
-                Err(Breach::of(Invariant::RequestIds, what).at(*revision).about(id))
-            }
-            _ => Ok(()),
+        let Some((id, revision)) = self.made.get(&(namespace.clone(), request_id.clone())) else {
+            return Ok(());
+        };
+        let as_new = matches!(refused.reason.as_str(), "NAME_TAKEN" | "NO_CAPACITY");
+        let known = as_new && *revision <= operation.floor;
+        if !known && refused.holder.as_ref() != Some(id) {
+            return Ok(());
         }
+        let what = format!("the request has made {id} itself, at revision {revision}: {operation}");
+        Err(Breach::of(Invariant::RequestIds, what).at(*revision).about(id))
     }
 
     /// An event of the history.
@@ -137,12 +140,15 @@ mod tests {
     fn a_request_that_has_made_one_is_not_refused_as_a_new_one() {
         let mut ids = RequestIds::default();
         ids.event(&created(3, "x")).unwrap();
-        let refused = |floor| {
-            let refused = Refused { reason: "NAME_TAKEN".into(), message: String::new(), holder: None };
-            Operation { floor, outcome: Outcome::Refused(refused), ..answered("c-x", "x") }
+        let refused = |request: &str, floor, holder: &str| {
+            let holder = Some(holder.to_owned());
+            let refused = Refused { reason: "NAME_TAKEN".into(), message: String::new(), holder };
+            Operation { floor, outcome: Outcome::Refused(refused), ..answered(request, "x") }
         };
-        assert_eq!(ids.refusal(&refused(2)), Ok(()), "nobody had been told of it");
-        assert!(ids.refusal(&refused(3)).is_err());
+        assert_eq!(ids.refusal(&refused("c-x", 2, "y")), Ok(()), "nobody had been told of it");
+        assert!(ids.refusal(&refused("c-x", 3, "y")).is_err());
+        assert!(ids.refusal(&refused("c-x", 2, "x")).is_err(), "it is its own");
+        assert_eq!(ids.refusal(&refused("c-y", 3, "x")), Ok(()));
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl Worker {
         let outcome = if self.caller.dice.random_bool(0.1) {
             let mut twin = self.caller.twin();
             let (one, other) = (request.clone(), request.clone());
-            tokio::join!(create(&mut self.caller, one), create(&mut twin, other)).0
+            tokio::join!(Box::pin(create(&mut self.caller, one)), Box::pin(create(&mut twin, other))).0
         } else {
             create(&mut self.caller, request.clone()).await
         };
