@@ -24,6 +24,8 @@ use crate::chaos::violation::Invariant;
 const CAMPAIGN: Duration = Duration::from_secs(90);
 /// A campaign that goes on for so much longer than it was told hangs.
 const HANGS: Duration = Duration::from_secs(300);
+/// How long the cluster may take to work again: this is not about speed, and bugs are looked for on busy machines too.
+const WITHIN: &str = "20s";
 /// A campaign that is asked to end does so within this time.
 const ENDS: Duration = Duration::from_secs(30);
 /// Between two looks at a campaign.
@@ -203,7 +205,7 @@ impl Programs {
         std::fs::create_dir_all(&kept).with_context(|| kept.display().to_string())?;
         let (out, log) = (temporary.path().join("report.json"), kept.join("campaign.log"));
         let mut command = Command::new(&self.campaign);
-        command.args(["--json", "--seed", &seed.to_string()]);
+        command.args(["--json", "--within", WITHIN, "--seed", &seed.to_string()]);
         command.args(["--duration", &format!("{}ms", lasts.as_millis())]).arg("--keep").arg(&kept);
         let signs_by_number: Vec<_> = signs.iter().map(|sign| sign.number()).collect();
         command.args(["--stop-at", &signs_by_number.join(",")]);

@@ -4,7 +4,8 @@
 //! sandkeeper -> control, agent, client, proto      control -> statemachine, proto      agent, client -> proto
 //! ```
 //!
-//! The tests of all of them may take `test-ports` and `test-disks`.
+//! The tests of all of them may take `test-ports` and `test-disks`. Where bugs can be planted `planted-bugs` is asked, which is
+//! nothing in what is released.
 //!
 //! An arrow that is added here has to be wanted, not convenient. Read from the manifests and sources, so it needs no
 //! build of what it checks.
@@ -16,17 +17,28 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 
 /// Each crate of ours, and the crates of ours that it may name (in any kind of dependency).
-const ARROWS: [(&str, &[&str]); 9] = [
-    ("cluster-tests", &["sandkeeper-client", "sandkeeper-proto", "test-disks", "test-ports"]),
+const ARROWS: [(&str, &[&str]); 10] = [
+    ("cluster-tests", &["planted-bugs", "sandkeeper-client", "sandkeeper-proto", "test-disks", "test-ports"]),
+    ("planted-bugs", &[]),
     (
         "sandkeeper",
-        &["sandkeeper-agent", "sandkeeper-client", "sandkeeper-control", "sandkeeper-proto", "test-ports"],
+        &[
+            "planted-bugs",
+            "sandkeeper-agent",
+            "sandkeeper-client",
+            "sandkeeper-control",
+            "sandkeeper-proto",
+            "test-ports",
+        ],
     ),
-    ("sandkeeper-agent", &["sandkeeper-proto", "test-ports"]),
+    ("sandkeeper-agent", &["planted-bugs", "sandkeeper-proto", "test-ports"]),
     ("sandkeeper-client", &["sandkeeper-proto"]),
-    ("sandkeeper-control", &["sandkeeper-proto", "sandkeeper-statemachine", "test-disks", "test-ports"]),
+    (
+        "sandkeeper-control",
+        &["planted-bugs", "sandkeeper-proto", "sandkeeper-statemachine", "test-disks", "test-ports"],
+    ),
     ("sandkeeper-proto", &[]),
-    ("sandkeeper-statemachine", &[]),
+    ("sandkeeper-statemachine", &["planted-bugs"]),
     ("test-disks", &[]),
     ("test-ports", &[]),
 ];
@@ -159,4 +171,31 @@ fn versions_stand_in_the_table_of_the_workspace_only() {
             }
         }
     }
+}
+
+/// A build that can have bugs on purpose has to be asked for, by name, of the binary; `planted-bugs` itself refuses to be
+/// compiled so without debug assertions.
+#[test]
+fn no_build_can_have_planted_bugs_unasked() {
+    let metadata = workspace();
+    let packages = packages(&metadata);
+    for (name, package) in &packages {
+        for (feature, turns_on) in &package.features {
+            let plants = turns_on.iter().any(|what| what.contains("planted"));
+            assert!(
+                !plants || (*name == "sandkeeper" && feature == "planted-bugs"),
+                "{name}: feature {feature}"
+            );
+        }
+        let of_bugs = package.dependencies.iter().filter(|dependency| dependency.name == "planted-bugs");
+        for dependency in of_bugs {
+            assert_eq!(dependency.features, Vec::<String>::new(), "{name} turns it on for everybody");
+        }
+    }
+    let turns_on = &packages["sandkeeper"].features["planted-bugs"];
+    assert_eq!(*turns_on, ["planted-bugs/planted"], "or this test checks nothing");
+    let library = folder(packages["planted-bugs"]).join("src/lib.rs");
+    let library = fs::read_to_string(library).expect("sources are text");
+    let refusal = "#[cfg(all(feature = \"planted\", not(debug_assertions)))]\ncompile_error!";
+    assert!(library.contains(refusal), "a release build must not compile with it");
 }

@@ -244,7 +244,8 @@ impl Worker {
         if older && !planted(Bug::OldInventoryAsProof) {
             return; // it answers somebody else's question
         }
-        if self.view.as_ref().is_some_and(|view| view.is_newer_than(inventory.processed_sequence)) {
+        let newer = self.view.as_ref().is_some_and(|view| view.is_newer_than(inventory.processed_sequence));
+        if newer && !planted(Bug::OldInventoryAsProof) {
             debug!(agent = %self.session.spec.agent_id, "an inventory that is older than what was heard");
             return;
         }
