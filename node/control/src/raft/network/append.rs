@@ -157,7 +157,7 @@ where
                     match request {
                         Some(request) => {
                             let parts = codec::split_append(request);
-                            parts.iter().for_each(|part| self.owed.ask(part));
+                            self.owed.ask(&parts);
                             self.waiting.extend(parts.iter().map(|part| {
                                 RaftMessage { payload: codec::encode_append(part) }
                             }));
@@ -186,8 +186,11 @@ struct Owed {
 }
 
 impl Owed {
-    fn ask(&mut self, request: &AppendEntriesRequest<TypeConfig>) {
-        self.ends.push_back(request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id));
+    fn ask(&mut self, appends: &[AppendEntriesRequest<TypeConfig>]) {
+        let end = |append: &AppendEntriesRequest<TypeConfig>| {
+            append.entries.last().map(|entry| entry.log_id).or(append.prev_log_id)
+        };
+        self.ends.extend(appends.iter().map(end));
     }
 
     fn count(&self) -> usize {
@@ -237,16 +240,12 @@ mod tests {
         }
     }
 
-    fn matched(index: u64) -> Option<Result<Answer, RPCError<TypeConfig>>> {
-        Some(Ok(Ok(Some(id(index)))))
-    }
-
     #[test]
     fn answers_to_appends_with_entries_are_passed_on_as_they_come() {
         let mut owed = Owed::default();
-        [append(1, 3), append(4, 4), append(5, 6)].iter().for_each(|append| owed.ask(append));
+        owed.ask(&[append(1, 3), append(4, 4), append(5, 6)]);
         for last in [3, 4, 6] {
-            assert!(owed.passes_on(matched(last).as_ref()), "{last}");
+            assert!(owed.passes_on(Some(&Ok(Ok(Some(id(last)))))), "{last}");
         }
         assert_eq!(owed.count(), 0);
     }
@@ -255,10 +254,10 @@ mod tests {
     #[test]
     fn an_answer_is_not_taken_for_one_to_a_later_append_without_entries() {
         let mut owed = Owed::default();
-        [append(1, 3), append(4, 3)].iter().for_each(|append| owed.ask(append));
-        assert!(!owed.passes_on(matched(3).as_ref()));
+        owed.ask(&[append(1, 3), append(4, 3)]);
+        assert!(!owed.passes_on(Some(&Ok(Ok(Some(id(3)))))));
         assert_eq!(owed.count(), 1, "what is still owed is still waited for");
-        assert!(owed.passes_on(matched(3).as_ref()), "this is the answer to the later one");
+        assert!(owed.passes_on(Some(&Ok(Ok(Some(id(3)))))), "this is the answer to the later one");
     }
 
     /// Answers take 80 ms, and a heartbeat is due every 50.
@@ -269,10 +268,10 @@ mod tests {
         for now in 0..1_000 {
             if sent.front().is_some_and(|sent: &u64| sent + 80 == now) {
                 sent.pop_front();
-                passed += usize::from(owed.passes_on(matched(3).as_ref()));
+                passed += usize::from(owed.passes_on(Some(&Ok(Ok(Some(id(3)))))));
             }
             if now >= due && !owed.holds_back {
-                owed.ask(&append(4, 3));
+                owed.ask(&[append(4, 3)]);
                 sent.push_back(now);
                 due = now + 50;
             }
@@ -283,7 +282,7 @@ mod tests {
     #[test]
     fn what_ends_the_stream_is_always_passed_on() {
         let mut owed = Owed::default();
-        [append(1, 3), append(4, 3)].iter().for_each(|append| owed.ask(append));
+        owed.ask(&[append(1, 3), append(4, 3)]);
         assert!(owed.passes_on(None));
         let broken = Unreachable::from_string("it is gone").into();
         assert!(owed.passes_on(Some(&Err(broken))));
