@@ -27,7 +27,7 @@ async fn pair(links: &mut Links) -> (TcpStream, TcpStream) {
 
 #[tokio::test]
 async fn one_way_is_cut_and_the_other_goes_on() {
-    let mut links = Links::default();
+    let mut links = Links::new();
     let (mut agent, mut node) = pair(&mut links).await;
     agent.write_all(b"one").await.unwrap();
     assert!(hears(&mut node, "one").await);
@@ -45,7 +45,7 @@ async fn one_way_is_cut_and_the_other_goes_on() {
 
 #[tokio::test]
 async fn a_cut_link_takes_no_new_connection_and_strangers_pass() {
-    let mut links = Links::default();
+    let mut links = Links::new();
     links.set([(THERE, Quality { cut: true, ..Quality::default() })].into());
     let node = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = links.door(0, &node.local_addr().unwrap().to_string()).await;
@@ -61,7 +61,7 @@ async fn a_cut_link_takes_no_new_connection_and_strangers_pass() {
 
 #[tokio::test]
 async fn links_are_slow_narrow_lossy_and_break() {
-    let mut links = Links::default();
+    let mut links = Links::new();
     let (mut agent, mut node) = pair(&mut links).await;
     let slow = Quality { delay: Duration::from_millis(100), ..Quality::default() };
     let narrow = Quality { rate: Some(30), ..Quality::default() };
