@@ -91,6 +91,12 @@ pub struct Links {
     ports: Vec<Ports>,
 }
 
+impl Default for Links {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Links {
     /// No links yet.
     ///

@@ -187,134 +187,131 @@ impl State {
             revision: self.revision,
         };
         let spec_digest = digest_of(&created.spec);
-        let spec = Arc::new(created.spec.clone());
+        let spec = Arc::clone(&created.spec);
         self.put_sandbox(Sandbox { id, created: time, spec, spec_digest, status: Arc::new(status) });
     }
 
     fn apply_to_sandbox(&mut self, header: &Header, kind: &EventKind, time: Timestamp) {
-        let mut sandbox = self.subject_record(header);
-        self.check_transition(&sandbox, kind);
-        let status = Arc::make_mut(&mut sandbox.status);
-        let mut new_reason =
-            !matches!(kind, EventKind::SandboxUpdated(_) | EventKind::SandboxLeaseConfirmed { .. });
-        match kind {
-            EventKind::SandboxAllocated { generation } => {
-                allocate(status, *generation, subject_agent(header).clone());
-                status.lease = status.wanted_lease();
-                status.lease_revision = self.revision;
-            }
-            EventKind::SandboxRunning { generation, endpoints } => {
-                assert_eq!(*generation, status.generation, "only the current generation is announced");
-                status.phase = Phase::Running;
-                status.endpoints.clone_from(endpoints);
-                status.running_since = status.running_since.or(Some(time));
-                status.ever_ran = true;
-                status.refusals = 0;
-            }
-            EventKind::SandboxFailed { released, exit_code } => {
-                if let Some(generation) = released {
-                    release(status, *generation);
-                }
-                status.phase = Phase::Failed;
-                status.exit_code = *exit_code;
-                status.wait_until = None;
-                status.endpoints.clear();
-            }
-            EventKind::SandboxLost => status.phase = Phase::Lost,
-            EventKind::SandboxUpdated(update) => {
-                let wanted_before = status.wanted_lease();
-                if let Some(labels) = &update.labels {
-                    status.labels.clone_from(labels);
-                }
-                status.expire_time = update.expire_time.unwrap_or(status.expire_time);
-                status.failure_policy = update.failure_policy.unwrap_or(status.failure_policy);
-                status.recovery_timeout_seconds =
-                    update.recovery_timeout_seconds.unwrap_or(status.recovery_timeout_seconds);
-                let wanted = status.wanted_lease();
-                if wanted != wanted_before {
-                    // Until the agent confirms the new one it may be under the old one, or under this one already.
-                    status.lease = status.lease.zip(wanted).map(|(old, new)| old.max(new));
-                    status.lease_revision = self.revision;
-                }
-            }
-            EventKind::SandboxLeaseConfirmed { generation } => {
-                assert_eq!(*generation, status.generation, "only the current generation is leased");
-                status.lease = status.wanted_lease();
-            }
-            EventKind::SandboxReset => {
-                status.phase = Phase::Pending;
-                status.queued = self.revision;
-                status.wait_until = None;
-                status.endpoints.clear();
-                status.refusals = 0;
-            }
-            EventKind::SandboxTerminating => status.phase = Phase::Terminating,
-            EventKind::AllocationReleased { generation } => {
-                release(status, *generation);
-                // A refused allocation, or one that is proven gone with its agent: it wants another one. (Older
-                // generations are released in any phase, and say nothing of the current one.)
-                let wanted = matches!(status.phase, Phase::Allocated | Phase::Running | Phase::Lost);
-                new_reason = wanted && *generation == status.generation;
-                if new_reason {
-                    status.endpoints.clear();
-                    status.refusals += u64::from(status.phase == Phase::Allocated);
-                    status.phase = Phase::Pending;
-                    status.queued = self.revision;
-                }
-            }
-            _ => unreachable!("apply_event sends only sandboxes' events here"),
-        }
-        if new_reason {
-            status.reason.clone_from(&header.reason);
-        }
-        status.revision = self.revision;
-        self.put_sandbox(sandbox);
-    }
-
-    /// Which events can follow in which phase: anything else is a corrupt history.
-    fn check_transition(&self, sandbox: &Sandbox, kind: &EventKind) {
-        use Phase::{Allocated, Failed, Lost, Pending, Running, Terminating};
-        let from: &[Phase] = match kind {
-            EventKind::SandboxAllocated { .. } | EventKind::SandboxFailed { released: None, .. } => {
-                &[Pending]
-            }
-            EventKind::SandboxRunning { .. }
-            | EventKind::SandboxFailed { .. }
-            | EventKind::SandboxLeaseConfirmed { .. } => &[Allocated, Running, Lost],
-            EventKind::SandboxLost => &[Allocated, Running],
-            EventKind::SandboxReset => &[Allocated, Running, Failed],
-            EventKind::SandboxTerminating | EventKind::SandboxUpdated(_) => {
-                &[Pending, Allocated, Running, Failed, Lost]
-            }
-            _ => &[Pending, Allocated, Running, Terminating, Failed, Lost],
-        };
-        let phase = sandbox.status.phase;
-        let id = &sandbox.id;
-        assert!(
-            from.contains(&phase),
-            "event {} can't happen to {} sandbox {id}",
-            self.revision,
-            phase.as_str()
-        );
+        let (id, revision) = (subject_sandbox(header), self.revision);
+        let found = self.change_sandbox(id, |sandbox| {
+            check_transition(sandbox, kind, revision);
+            change_status(Arc::make_mut(&mut sandbox.status), header, kind, revision, time);
+        });
+        assert!(found, "event {revision} is about sandbox {id}, which is not there");
     }
 
     fn finish_sandbox(&mut self, header: &Header, released: Option<Generation>, time: Timestamp) {
-        let mut sandbox = self.subject_record(header);
-        if let Some(generation) = released {
-            release(Arc::make_mut(&mut sandbox.status), generation);
-        }
-        assert!(sandbox.status.held.is_empty(), "sandbox {} is removed, but holds allocations", sandbox.id);
-        self.remove_sandbox(&sandbox.id);
+        let (id, revision) = (subject_sandbox(header), self.revision);
+        let removed = self.remove_sandbox(id);
+        let sandbox =
+            removed.unwrap_or_else(|| panic!("event {revision} is about sandbox {id}, which is not there"));
+        let held = sandbox.status.held.iter().map(|held| held.generation);
+        assert!(held.eq(released), "sandbox {id} is removed, and holds other allocations than are released");
         self.end_request_of(&sandbox, &header.reason, time);
     }
+}
 
-    fn subject_record(&self, header: &Header) -> Sandbox {
-        let id = subject_sandbox(header);
-        let record = self.sandboxes.get(id);
-        record
-            .unwrap_or_else(|| panic!("event {} is about sandbox {id}, which is not there", self.revision))
-            .clone()
+/// What an event makes of the part of a sandbox that changes.
+fn change_status(
+    status: &mut Status,
+    header: &Header,
+    kind: &EventKind,
+    revision: Revision,
+    time: Timestamp,
+) {
+    let mut new_reason =
+        !matches!(kind, EventKind::SandboxUpdated(_) | EventKind::SandboxLeaseConfirmed { .. });
+    match kind {
+        EventKind::SandboxAllocated { generation } => {
+            allocate(status, *generation, subject_agent(header).clone());
+            status.lease = status.wanted_lease();
+            status.lease_revision = revision;
+        }
+        EventKind::SandboxRunning { generation, endpoints } => {
+            assert_eq!(*generation, status.generation, "only the current generation is announced");
+            status.phase = Phase::Running;
+            status.endpoints.clone_from(endpoints);
+            status.running_since = status.running_since.or(Some(time));
+            status.ever_ran = true;
+            status.refusals = 0;
+        }
+        EventKind::SandboxFailed { released, exit_code } => {
+            if let Some(generation) = released {
+                release(status, *generation);
+            }
+            status.phase = Phase::Failed;
+            status.exit_code = *exit_code;
+            status.wait_until = None;
+            status.endpoints.clear();
+        }
+        EventKind::SandboxLost => status.phase = Phase::Lost,
+        EventKind::SandboxUpdated(update) => {
+            let wanted_before = status.wanted_lease();
+            if let Some(labels) = &update.labels {
+                status.labels.clone_from(labels);
+            }
+            status.expire_time = update.expire_time.unwrap_or(status.expire_time);
+            status.failure_policy = update.failure_policy.unwrap_or(status.failure_policy);
+            status.recovery_timeout_seconds =
+                update.recovery_timeout_seconds.unwrap_or(status.recovery_timeout_seconds);
+            let wanted = status.wanted_lease();
+            if wanted != wanted_before {
+                // Until the agent confirms the new one it may be under the old one, or under this one already.
+                status.lease = status.lease.zip(wanted).map(|(old, new)| old.max(new));
+                status.lease_revision = revision;
+            }
+        }
+        EventKind::SandboxLeaseConfirmed { generation } => {
+            assert_eq!(*generation, status.generation, "only the current generation is leased");
+            status.lease = status.wanted_lease();
+        }
+        EventKind::SandboxReset => {
+            status.phase = Phase::Pending;
+            status.queued = revision;
+            status.wait_until = None;
+            status.endpoints.clear();
+            status.refusals = 0;
+        }
+        EventKind::SandboxTerminating => status.phase = Phase::Terminating,
+        EventKind::AllocationReleased { generation } => {
+            release(status, *generation);
+            // A refused allocation, or one that is proven gone with its agent: it wants another one. (Older
+            // generations are released in any phase, and say nothing of the current one.)
+            let wanted = matches!(status.phase, Phase::Allocated | Phase::Running | Phase::Lost);
+            new_reason = wanted && *generation == status.generation;
+            if new_reason {
+                status.endpoints.clear();
+                status.refusals += u64::from(status.phase == Phase::Allocated);
+                status.phase = Phase::Pending;
+                status.queued = revision;
+            }
+        }
+        _ => unreachable!("apply_event sends only sandboxes' events here"),
     }
+    if new_reason {
+        status.reason.clone_from(&header.reason);
+    }
+    status.revision = revision;
+}
+
+/// Which events can follow in which phase: anything else is a corrupt history.
+fn check_transition(sandbox: &Sandbox, kind: &EventKind, revision: Revision) {
+    use Phase::{Allocated, Failed, Lost, Pending, Running, Terminating};
+    let from: &[Phase] = match kind {
+        EventKind::SandboxAllocated { .. } | EventKind::SandboxFailed { released: None, .. } => &[Pending],
+        EventKind::SandboxRunning { .. }
+        | EventKind::SandboxFailed { .. }
+        | EventKind::SandboxLeaseConfirmed { .. } => &[Allocated, Running, Lost],
+        EventKind::SandboxLost => &[Allocated, Running],
+        EventKind::SandboxReset => &[Allocated, Running, Failed],
+        EventKind::SandboxTerminating | EventKind::SandboxUpdated(_) => {
+            &[Pending, Allocated, Running, Failed, Lost]
+        }
+        _ => &[Pending, Allocated, Running, Terminating, Failed, Lost],
+    };
+    let phase = sandbox.status.phase;
+    let id = &sandbox.id;
+    assert!(from.contains(&phase), "event {} can't happen to {} sandbox {id}", revision, phase.as_str());
 }
 
 fn allocate(status: &mut Status, generation: Generation, agent: AgentId) {

@@ -54,6 +54,8 @@ impl Draft {
     pub fn new(state: State, now: Timestamp) -> Self {
         let time = now.max(state.last_time().plus(1));
         let base = state.revision();
+        // Nobody asks for the digest of what is only decided on.
+        let state = state.without_digest();
         Self { state, base, time, events: Vec::new(), body: vec![0; FIXED_BYTES] }
     }
 

@@ -3,6 +3,8 @@
 //! Persisted: variants and fields are append-only (bincode is positional); a new kind of event is proposed only when
 //! the cluster version allows it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -186,7 +188,7 @@ pub enum EventKind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SandboxCreated {
     /// What was asked for.
-    pub spec: SandboxSpec,
+    pub spec: Arc<SandboxSpec>,
     /// May change later.
     pub labels: Labels,
     /// When it ends by itself. May change later.

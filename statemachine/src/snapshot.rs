@@ -110,7 +110,7 @@ impl State {
             revision: self.revision,
             last_time: self.last_time,
             history: self.history,
-            sum: self.sum,
+            sum: self.record_sum(),
             cluster: self.cluster,
         };
         let end = Chunk::End(Counts::of(self));
@@ -167,7 +167,7 @@ impl State {
         }
         let Some(head) = head.filter(|_| ended) else { return Err(SnapshotError::OutOfPlace(count)) };
         if let Some(cluster) = &head.cluster {
-            state.sum.add(digest_of(&("cluster", cluster)));
+            state.sum.add(|| cluster.digest());
         }
         state.revision = head.revision;
         state.last_time = head.last_time;
@@ -180,7 +180,7 @@ impl State {
             }
             state.sum = sum;
         }
-        if state.sum != head.sum {
+        if state.record_sum() != head.sum {
             let (found, expected) = (state.state_digest(), head.sum.digest());
             return Err(SnapshotError::Digest { found, expected });
         }

@@ -28,6 +28,12 @@ pub(super) async fn open(listener: TcpListener, behind: SocketAddr, to: Party, s
 
 async fn connect(caller: TcpStream, address: SocketAddr, behind: SocketAddr, to: Party, shared: Arc<Shared>) {
     let Ok(here) = caller.local_addr() else { return };
+    // To find out who has dialled costs much, and those whom nobody answers dial again and again.
+    let mut early = None;
+    if shared.weather.borrow().values().all(|quality| !quality.cut) {
+        let Ok(node) = TcpStream::connect(behind).await else { return };
+        early = Some(node);
+    }
     let (answer, answered) = oneshot::channel();
     // Nobody looks it up any more when the links end.
     let _ = shared.knocks.send(Knock { caller: address, here, answer }).await;
@@ -50,7 +56,13 @@ async fn connect(caller: TcpStream, address: SocketAddr, behind: SocketAddr, to:
             return;
         }
     }
-    let Ok(node) = TcpStream::connect(behind).await else { return };
+    let node = match early {
+        Some(node) => node,
+        None => match TcpStream::connect(behind).await {
+            Ok(node) => node,
+            Err(_) => return,
+        },
+    };
     let _ = (caller.set_nodelay(true), node.set_nodelay(true));
     let ((from_caller, to_caller), (from_node, to_node)) = (caller.into_split(), node.into_split());
     let way = |way: Option<(Party, Party)>| Way::new(way, Arc::clone(&shared));

@@ -64,8 +64,9 @@ pub(super) async fn look_up(mut knocks: mpsc::Receiver<Knock>, shared: Weak<Shar
 #[derive(Clone, Copy, Debug)]
 enum Holder {
     Party(Party),
+    /// Nobody that is known yet.
     Stranger,
-    /// The socket is closed already.
+    /// A client of this process, or the socket is closed already.
     Nobody,
 }
 
@@ -73,15 +74,16 @@ enum Holder {
 fn holders(ends: &[(SocketAddr, SocketAddr)], parties: &HashMap<u32, Party>) -> Vec<Holder> {
     let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
     let inodes: HashMap<(&str, &str), u64> = table.lines().filter_map(inode_of).collect();
-    let mut held = HashMap::new();
+    let mine = sockets_of(std::process::id()).into_iter();
+    let mut held: HashMap<_, _> = mine.map(|inode| (inode, Holder::Nobody)).collect();
     for (pid, party) in parties {
-        held.extend(sockets_of(*pid).into_iter().map(|inode| (inode, *party)));
+        held.extend(sockets_of(*pid).into_iter().map(|inode| (inode, Holder::Party(*party))));
     }
     let holder = |(from, to): &(SocketAddr, SocketAddr)| {
         let (Some(from), Some(to)) = (hexadecimal(*from), hexadecimal(*to)) else { return Holder::Stranger };
         match inodes.get(&(from.as_str(), to.as_str())) {
             None | Some(0) => Holder::Nobody,
-            Some(inode) => held.get(inode).map_or(Holder::Stranger, |party| Holder::Party(*party)),
+            Some(inode) => held.get(inode).copied().unwrap_or(Holder::Stranger),
         }
     };
     ends.iter().map(holder).collect()

@@ -66,11 +66,12 @@ pub struct Globals {
 }
 
 /// The global options that mean nothing to a subcommand: its help does not show them.
-const MEANINGLESS: [(&str, &[&str]); 5] = [
+const MEANINGLESS: [(&str, &[&str]); 6] = [
     ("dev", &["servers", "namespace", "output", "consistency", "deadline"]),
     ("server", &["servers", "namespace", "output", "consistency", "deadline"]),
     ("agent", &["namespace", "output", "consistency", "deadline"]),
     ("inspect", &["servers", "consistency", "deadline"]),
+    ("bench", &["consistency"]),
     ("completion", &["servers", "namespace", "output", "consistency", "deadline"]),
 ];
 
@@ -117,6 +118,7 @@ pub enum Command {
     Capacity(cmd::capacity::CapacityArgs),
     Cluster(cmd::cluster::ClusterArgs),
     Inspect(cmd::inspect::InspectArgs),
+    Bench(cmd::bench::BenchArgs),
     Completion(cmd::completion::CompletionArgs),
 }
 

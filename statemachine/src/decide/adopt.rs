@@ -153,7 +153,7 @@ impl Draft {
         let CreateSandbox { spec, labels, .. } = create;
         let subject = Subject { sandbox: Some((id.clone(), spec.name.clone())), agent: None };
         let kind = EventKind::SandboxCreated(Box::new(SandboxCreated {
-            spec,
+            spec: spec.into(),
             labels,
             expire_time: None,
             failure_policy: FailurePolicy::Manual,

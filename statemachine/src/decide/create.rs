@@ -59,7 +59,7 @@ impl Draft {
         }
         let reason = if agent.is_some() { String::new() } else { self.why_it_waits(&shape, ahead) };
         let kind = EventKind::SandboxCreated(Box::new(SandboxCreated {
-            spec: spec.clone(),
+            spec: spec.clone().into(),
             labels: create.labels.clone(),
             expire_time,
             failure_policy: create.failure_policy,

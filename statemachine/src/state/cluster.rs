@@ -55,8 +55,8 @@ impl State {
 
     pub(crate) fn put_cluster(&mut self, cluster: Cluster) {
         if let Some(before) = self.cluster.replace(cluster) {
-            self.sum.remove(before.digest());
+            self.sum.remove(|| before.digest());
         }
-        self.sum.add(cluster.digest());
+        self.sum.add(|| cluster.digest());
     }
 }

@@ -61,3 +61,50 @@ impl RecordSum {
         Digest(bytes)
     }
 }
+
+/// The sum, where it is kept. A state that is only decided on, or only folded on the way to a later one, goes without: half
+/// of what a fold costs is hashing.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptSum(Option<RecordSum>);
+
+impl Default for KeptSum {
+    fn default() -> Self {
+        Self(Some(RecordSum::default()))
+    }
+}
+
+impl KeptSum {
+    /// None is kept.
+    pub(crate) const NONE: Self = Self(None);
+
+    /// It is kept from now on.
+    pub(crate) fn of(sum: RecordSum) -> Self {
+        Self(Some(sum))
+    }
+
+    pub(crate) fn get(self) -> Option<RecordSum> {
+        self.0
+    }
+
+    /// A record has come.
+    pub(crate) fn add(&mut self, digest: impl FnOnce() -> Digest) {
+        if let Some(sum) = &mut self.0 {
+            sum.add(digest());
+        }
+    }
+
+    /// A record has gone.
+    pub(crate) fn remove(&mut self, digest: impl FnOnce() -> Digest) {
+        if let Some(sum) = &mut self.0 {
+            sum.remove(digest());
+        }
+    }
+}
+
+/// Where one is not kept there is nothing to compare.
+#[cfg(test)]
+impl PartialEq for KeptSum {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.zip(other.0).is_none_or(|(mine, theirs)| mine == theirs)
+    }
+}

@@ -32,7 +32,7 @@ pub use stream::{StreamAnswer, StreamClient, StreamKey};
 
 use crate::ids::{AgentId, Digest, Generation, Label, Revision, SandboxId, SandboxName, Timestamp};
 use crate::spec::{Capacity, Shape};
-use digest::RecordSum;
+use digest::{KeptSum, RecordSum};
 use sandbox::PHASES;
 
 /// See the module.
@@ -42,7 +42,7 @@ pub struct State {
     pub(crate) revision: Revision,
     pub(crate) last_time: Timestamp,
     pub(crate) history: Digest,
-    pub(crate) sum: RecordSum,
+    pub(crate) sum: KeptSum,
     pub(crate) cluster: Option<Cluster>,
     pub(crate) sandboxes: OrdMap<SandboxId, Sandbox>,
     pub(crate) agents: OrdMap<AgentId, Agent>,
@@ -96,9 +96,33 @@ impl State {
         self.history
     }
 
-    /// The digest over all records.
+    /// The digest over all records. Of a state [without](Self::without_digest) one it is found by going through them all.
     pub fn state_digest(&self) -> Digest {
-        self.sum.digest()
+        self.record_sum().digest()
+    }
+
+    /// The same state, which does not keep its digest as it changes. What is folded into it costs half as much.
+    #[must_use]
+    pub fn without_digest(self) -> Self {
+        Self { sum: KeptSum::NONE, ..self }
+    }
+
+    /// The same state, which keeps its digest again. Goes through all records if it did not.
+    #[must_use]
+    pub fn with_digest(self) -> Self {
+        Self { sum: KeptSum::of(self.record_sum()), ..self }
+    }
+
+    pub(crate) fn record_sum(&self) -> RecordSum {
+        self.sum.get().unwrap_or_else(|| {
+            let mut sum = RecordSum::default();
+            self.cluster.iter().for_each(|cluster| sum.add(cluster.digest()));
+            self.agents.values().for_each(|agent| sum.add(agent.digest()));
+            self.sandboxes.values().for_each(|sandbox| sum.add(sandbox.digest()));
+            self.requests.iter().for_each(|(key, record)| sum.add(record.digest(key)));
+            self.streams.iter().for_each(|(key, stream)| stream.add_to(&mut sum, key));
+            sum
+        })
     }
 
     /// The cluster; None before the first event.

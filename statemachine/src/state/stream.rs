@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{RequestResult, State};
 use crate::ids::{Digest, Label, Revision, Timestamp};
-use crate::state::digest::digest_of;
+use crate::state::digest::{RecordSum, digest_of};
 
 /// Whose stream.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,6 +46,14 @@ pub(crate) struct Stream {
     pub answers: OrdMap<u64, StreamAnswer>,
 }
 
+impl Stream {
+    /// Adds the digests of the client and of all answers.
+    pub(crate) fn add_to(&self, sum: &mut RecordSum, key: &StreamKey) {
+        sum.add(self.client.digest(key));
+        self.answers.iter().for_each(|(sequence, answer)| sum.add(answer.digest(key, *sequence)));
+    }
+}
+
 impl StreamClient {
     fn digest(&self, key: &StreamKey) -> Digest {
         digest_of(&("stream", key, self))
@@ -81,14 +89,14 @@ impl State {
 
     /// Puts a client's record in place of the one with its key, if there is one; its answers stay.
     pub(crate) fn put_stream_client(&mut self, key: StreamKey, client: StreamClient) {
-        self.sum.add(client.digest(&key));
+        self.sum.add(|| client.digest(&key));
         let Some(stream) = self.streams.get_mut(&key) else {
             self.stream_ends.insert((client.ends, key.clone()));
             self.streams.insert(key, Stream { client, answers: OrdMap::new() });
             return;
         };
         let old = std::mem::replace(&mut stream.client, client);
-        self.sum.remove(old.digest(&key));
+        self.sum.remove(|| old.digest(&key));
         if old.ends != client.ends {
             self.stream_ends.remove(&(old.ends, key.clone()));
             self.stream_ends.insert((client.ends, key));
@@ -103,10 +111,10 @@ impl State {
         answer: StreamAnswer,
     ) -> Option<()> {
         let stream = self.streams.get_mut(key)?;
-        self.sum.add(answer.digest(key, sequence));
+        self.sum.add(|| answer.digest(key, sequence));
         self.remembered_more += 1;
         if let Some(old) = stream.answers.insert(sequence, answer) {
-            self.sum.remove(old.digest(key, sequence));
+            self.sum.remove(|| old.digest(key, sequence));
             self.remembered_more -= 1;
         }
         Some(())
@@ -122,7 +130,7 @@ impl State {
                 return;
             };
             let sequence = *sequence;
-            self.sum.remove(answer.digest(key, sequence));
+            self.sum.remove(|| answer.digest(key, sequence));
             self.remembered_more -= 1;
             stream.answers.remove(&sequence);
         }
@@ -131,10 +139,10 @@ impl State {
     /// Forgets a client with all its answers, and says how many these were.
     pub(crate) fn remove_stream(&mut self, key: &StreamKey) -> usize {
         let Some(stream) = self.streams.remove(key) else { return 0 };
-        self.sum.remove(stream.client.digest(key));
+        self.sum.remove(|| stream.client.digest(key));
         self.stream_ends.remove(&(stream.client.ends, key.clone()));
         for (sequence, answer) in &stream.answers {
-            self.sum.remove(answer.digest(key, *sequence));
+            self.sum.remove(|| answer.digest(key, *sequence));
         }
         self.remembered_more -= stream.answers.len();
         stream.answers.len()

@@ -42,7 +42,7 @@ pub fn every_kind() -> Entry {
     spec.request_id = RequestId::Uuid(Uuid::from_u128(0x67e5_5044_10b1_426f_9247_bb68_0e5f_e0c8));
     let labels = Labels::from([("tier".to_string(), "front".to_string())]);
     let created = SandboxCreated {
-        spec: spec.clone(),
+        spec: spec.clone().into(),
         labels: labels.clone(),
         expire_time: Some(Timestamp(1_700_000_000_000_000_000)),
         failure_policy: FailurePolicy::AutoRecreate,

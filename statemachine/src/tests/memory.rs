@@ -58,7 +58,7 @@ impl Follower {
         let request = memory.map(|memory| RequestRef { id: request_id, memory: Some(memory) });
         let (expire_time, wait_until) = (None, None);
         let created = SandboxCreated {
-            spec,
+            spec: spec.into(),
             labels,
             expire_time,
             failure_policy,

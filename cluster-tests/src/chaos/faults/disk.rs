@@ -11,6 +11,8 @@ use tokio::task::block_in_place;
 use super::Fault;
 use crate::chaos::rig::Rig;
 
+/// A node that is about to end has ended.
+const STOPS: Duration = Duration::from_secs(3);
 /// A node on a full disk ends within this time: it writes all the time.
 const ENDS: Duration = Duration::from_secs(8);
 
@@ -36,13 +38,16 @@ impl Fault for Full {
     }
 
     fn heal<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<bool>> {
-        if let Some(node) = self.node {
-            block_in_place(|| rig.disks[node].empty());
-            // It may end of what it met a moment before.
-            rig.has_ended(node);
+        async move {
+            if let Some(node) = self.node {
+                block_in_place(|| rig.disks[node].empty());
+                // It may end of what it met a moment before, and takes a while for that where many want the processor.
+                rig.wait(STOPS, async |rig: &mut Rig| rig.has_ended(node)).await;
+            }
+            rig.start_missing();
+            Ok(self.full)
         }
-        rig.start_missing();
-        futures::future::ready(Ok(self.full)).boxed_local()
+        .boxed_local()
     }
 
     fn lasts(&self) -> std::ops::Range<u64> {

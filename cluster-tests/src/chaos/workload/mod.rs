@@ -1,7 +1,7 @@
 //! What the cluster is kept busy with, and what looks at it meanwhile.
 
 pub mod caller;
-mod liar;
+pub mod liar;
 mod looks;
 mod streams;
 mod tails;

@@ -198,13 +198,25 @@ fn write<T: Serialize>(path: &Path, record: &T, durability: Durability) -> Resul
     files::replace(path, &content, durability)
 }
 
+/// What every record has.
+#[derive(Deserialize)]
+struct Format {
+    version: u32,
+}
+
 fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
-    match files::read_if_there(path).map_err(|fault| fault.source)? {
-        Some(content) if !content.is_empty() => serde_json::from_slice(&content).map(Some).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{}: {error}", path.display()))
-        }),
-        _ => Ok(None),
+    let content = files::read_if_there(path).map_err(|fault| fault.source)?;
+    let Some(content) = content.filter(|content| !content.is_empty()) else { return Ok(None) };
+    let bad =
+        |what: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display()));
+    // First, for what a newer version has added may be what can't be read.
+    let Format { version } = serde_json::from_slice(&content).map_err(|error| bad(error.to_string()))?;
+    if version > VERSION {
+        return Err(bad(format!(
+            "it has format {version}, and this version reads up to {VERSION}: use a newer one"
+        )));
     }
+    serde_json::from_slice(&content).map(Some).map_err(|error| bad(error.to_string()))
 }
 
 #[cfg(test)]
@@ -225,6 +237,17 @@ mod tests {
         assert_eq!((spec.sandbox.generation, spec.argv[0].as_str(), spec.groups.len()), (2, "sleep", 1));
         let exit = records.read_exit().unwrap().unwrap();
         assert_eq!((exit.outcome, exit.expired), (Outcome::Signalled(9), true));
+    }
+
+    #[test]
+    fn a_newer_format_is_refused_whatever_else_is_new() {
+        let folder = tempfile::tempdir().unwrap();
+        let records = Folder::new(folder.path().to_owned());
+        for record in [EXIT_1.replace("\"version\": 1", "\"version\": 2"), r#"{"version":2}"#.to_owned()] {
+            std::fs::write(folder.path().join("exit.json"), record).unwrap();
+            let error = records.read_exit().unwrap_err().to_string();
+            assert!(error.contains("exit.json: it has format 2, and this version reads up to 1"), "{error}");
+        }
     }
 
     #[test]

@@ -271,6 +271,9 @@ pub(crate) fn membership(error: &MembershipError) -> Status {
         MembershipError::Refused(why) => {
             Problem::new(Code::FailedPrecondition, "MEMBERSHIP_REFUSED", why).status()
         }
+        MembershipError::NoRoom(why) => {
+            Problem::new(Code::ResourceExhausted, "DISK_LOW", why).retry_after(RETRY_DISK_LOW).status()
+        }
         MembershipError::NotFound(_) => {
             Problem::new(Code::NotFound, "MEMBER_NOT_FOUND", error.to_string()).status()
         }
@@ -359,6 +362,9 @@ mod tests {
         let status = submit(&SubmitError::Overloaded("full".into()));
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert!(status.get_error_details().retry_info().is_some());
+        let status = membership(&MembershipError::NoRoom("the disk has 1 MiB free".into()));
+        let info = status.get_error_details().error_info().unwrap().clone();
+        assert_eq!((status.code(), info.reason.as_str()), (Code::ResourceExhausted, "DISK_LOW"));
         let low = crate::disk::LowNode { node: "n1".into(), free: 3 << 20, mark: 9 << 20 };
         let status = submit(&SubmitError::DiskLow(crate::disk::LowDisks(vec![low])));
         let info = status.get_error_details().error_info().unwrap().clone();

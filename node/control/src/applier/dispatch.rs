@@ -9,7 +9,7 @@ use tracing::debug;
 
 use crate::agents::Sessions;
 use crate::history::History;
-use crate::raft::replica::Replica;
+use crate::raft::replica::{Replica, WaitError};
 
 /// How much history is read at once.
 const READ_BYTES: usize = 1024 * 1024;
@@ -25,7 +25,11 @@ pub async fn run(history: History, replica: Replica, sessions: Sessions, stop: C
         let newer = history.wait_newer(at, Instant::now() + IDLE);
         tokio::select! {
             () = stop.cancelled() => return,
-            result = newer => if result.is_err() { continue },
+            result = newer => match result {
+                Ok(()) => {}
+                Err(WaitError::Timeout { .. }) => continue,
+                Err(WaitError::Stopped) => return,
+            },
         }
         at = match history.read_here(at + 1, READ_BYTES).await {
             Ok(entries) => {

@@ -38,6 +38,9 @@ pub enum MembershipError {
     /// The caller asked for what can't be done.
     #[error("{0}")]
     Refused(String),
+    /// The disk has no room for it.
+    #[error("{0}")]
+    NoRoom(String),
     /// There is no such member.
     #[error("{0}")]
     NotFound(String),
@@ -54,6 +57,7 @@ impl From<MembershipError> for Status {
         let text = error.to_string();
         match error {
             MembershipError::Refused(_) => Self::failed_precondition(text),
+            MembershipError::NoRoom(_) => Self::resource_exhausted(text),
             MembershipError::NotFound(_) => Self::not_found(text),
             MembershipError::Unavailable(_) => Self::unavailable(text),
             MembershipError::Unreachable(_) => {
@@ -172,7 +176,7 @@ impl RaftNode {
         if self.replica().view().applied.is_none() {
             return Err(MembershipError::Refused("there is nothing yet to make a snapshot of".to_owned()));
         }
-        self.inner.snapshots.has_room(&self.inner.space).map_err(MembershipError::Refused)?;
+        self.inner.snapshots.has_room(&self.inner.space).map_err(MembershipError::NoRoom)?;
         self.inner.raft.trigger().snapshot().await.map_err(|fatal| unavailable(fatal.to_string()))
     }
 

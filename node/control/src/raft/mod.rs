@@ -32,6 +32,7 @@ pub mod peer_service;
 pub mod peers;
 mod reads;
 mod removal;
+mod replay;
 pub mod replica;
 pub(crate) mod snapshots;
 mod state_machine;

@@ -20,6 +20,7 @@ use super::network::PeerNetwork;
 use super::peers::Peers;
 use super::reads::{ReadError, ReadIndexes};
 use super::removal::{self, REMOVED};
+use super::replay::replay;
 use super::replica::{Replica, View};
 use super::snapshots::SnapshotState;
 use super::state_machine::{Observers, StateMachine};
@@ -138,6 +139,7 @@ impl RaftNode {
         });
         let opened = opened.await.map_err(io::Error::other).flatten().map_err(StartError::State)?;
         let ((machine, observers), index) = opened;
+        let machine = replay(machine, &log).await.map_err(StartError::State)?;
         let Observers { replica, recorder, snapshots } = observers;
         let others = Arc::new(OtherNodes::new(Arc::clone(&peers), replica.clone(), log.reader()));
         let history = History::new(recorder.clone(), replica.clone(), Arc::new(log.reader()))

@@ -93,26 +93,52 @@ impl StateMachine {
         Ok((machine, observers))
     }
 
+    /// From now on nothing keeps the digest of the state, or reads the state, until [`Self::show`].
+    pub(super) fn hide(&mut self) {
+        self.state = std::mem::take(&mut self.state).without_digest();
+    }
+
+    /// Everybody sees the state from now on.
+    pub(super) fn show(&mut self) -> io::Result<()> {
+        self.state = std::mem::take(&mut self.state).with_digest();
+        self.publish(&mut Vec::new())
+    }
+
+    /// The last log entry that is in the state.
+    pub(super) fn applied(&self) -> Option<LogId> {
+        self.applied
+    }
+
     fn view(&self) -> View {
         View { state: self.state.clone(), applied: self.applied, membership: self.membership.clone() }
     }
 
+    /// Applies an entry, and notes it for those who read the history.
     fn apply_one(&mut self, entry: LogEntry) -> io::Result<Applied> {
-        let LogEntry { log_id, payload } = entry;
-        self.recorder.pass(position_before(log_id.index(), &self.state));
-        let answer = match payload {
-            EntryPayload::Blank => Applied::Internal,
-            EntryPayload::Membership(membership) => {
-                self.membership = StoredMembership::new(Some(log_id), membership);
-                Applied::Internal
-            }
-            EntryPayload::Normal(data) => self.apply_data(log_id, &data)?,
-        };
-        self.applied = Some(log_id);
+        let (answer, applied) = self.fold_one(entry)?;
+        if let Some(applied) = applied {
+            self.recorder.applied(applied, digests_of(&self.state));
+        }
         Ok(answer)
     }
 
-    fn apply_data(&mut self, log_id: LogId, data: &EntryData) -> io::Result<Applied> {
+    /// Applies an entry. Returns it too, if it is part of the history.
+    pub(super) fn fold_one(&mut self, entry: LogEntry) -> io::Result<(Applied, Option<AppliedEntry>)> {
+        let LogEntry { log_id, payload } = entry;
+        self.recorder.pass(position_before(log_id.index(), &self.state));
+        let folded = match payload {
+            EntryPayload::Blank => (Applied::Internal, None),
+            EntryPayload::Membership(membership) => {
+                self.membership = StoredMembership::new(Some(log_id), membership);
+                (Applied::Internal, None)
+            }
+            EntryPayload::Normal(data) => self.fold_data(log_id, &data)?,
+        };
+        self.applied = Some(log_id);
+        Ok(folded)
+    }
+
+    fn fold_data(&mut self, log_id: LogId, data: &EntryData) -> io::Result<(Applied, Option<AppliedEntry>)> {
         let corrupt = |what: &str| {
             let text =
                 format!("log entry {} (term {}) can't be applied: {what}", log_id.index(), term_of(log_id));
@@ -128,14 +154,16 @@ impl StateMachine {
         self.corruption.strike(&mut self.state);
         let revision = self.state.revision();
         match applied {
-            CoreApplied::Skipped => Ok(Applied::Skipped { revision }),
+            CoreApplied::Skipped => Ok((Applied::Skipped { revision }, None)),
             CoreApplied::Done { first, .. } => {
-                if !entry.events.is_empty() {
-                    let (term, index) = (term_of(log_id), log_id.index());
-                    let applied = AppliedEntry { first_revision: first, term, index, entry };
-                    self.recorder.applied(applied, digests_of(&self.state));
-                }
-                Ok(Applied::Done { revision })
+                let (term, index) = (term_of(log_id), log_id.index());
+                let applied = (!entry.events.is_empty()).then_some(AppliedEntry {
+                    first_revision: first,
+                    term,
+                    index,
+                    entry,
+                });
+                Ok((Applied::Done { revision }, applied))
             }
         }
     }

@@ -4,6 +4,7 @@ mod bootstrap;
 mod group;
 mod history;
 mod million;
+mod replay;
 mod rig;
 mod snapshots;
 mod types;

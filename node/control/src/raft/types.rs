@@ -60,6 +60,13 @@ impl EntryData {
         self.decoded.as_ref().map_or(self.bytes.len(), |entry| entry.memory_bytes())
     }
 
+    /// The same, decoded already if it can be: who applies it need not do it.
+    #[must_use]
+    pub fn into_decoded(self) -> Self {
+        let decoded = self.entry().ok();
+        Self { decoded, ..self }
+    }
+
     /// The entry itself.
     ///
     /// # Errors

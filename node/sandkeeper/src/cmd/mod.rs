@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod agents;
 mod backup;
+pub mod bench;
 pub mod capacity;
 pub mod cluster;
 mod comparison;
@@ -59,6 +60,7 @@ fn dispatch(Cli { globals, command }: Cli) -> Result<(), CliError> {
         }
         Command::Agent(args) => threaded()?.block_on(agent::run(args, &globals)),
         Command::Dev(args) => threaded()?.block_on(dev::run(args)),
+        Command::Bench(args) => threaded()?.block_on(bench::run(args, globals)),
         Command::Inspect(args) => threaded()?.block_on(inspect::run(&args, &globals)),
         command => ask(globals, command),
     }
@@ -87,7 +89,8 @@ fn ask(globals: Globals, command: Command) -> Result<(), CliError> {
             | Command::Server(_)
             | Command::Agent(_)
             | Command::Dev(_)
-            | Command::Inspect(_) => unreachable!("dispatched before"),
+            | Command::Inspect(_)
+            | Command::Bench(_) => unreachable!("dispatched before"),
         }
     })
 }

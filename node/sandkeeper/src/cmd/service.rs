@@ -76,7 +76,9 @@ fn init_logging(args: &ServiceArgs) -> Result<(), CliError> {
     let directives = directives.unwrap_or_else(|| DEFAULT_LOG_FILTER.to_owned());
     let filter =
         EnvFilter::try_new(&directives).with_context(|| format!("`{directives}` is not a log filter"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Who reads stderr may go away. Saying that it has, on stderr, would panic in whatever task wanted to log something.
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
     match args.log_format {
         LogFormat::Text => builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -123,6 +123,10 @@ impl<S> Pipeline<'_, S>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin,
 {
+    fn asks_for_more(&self) -> bool {
+        self.input.is_some() && self.waiting.is_empty() && !self.owed.holds_back
+    }
+
     async fn next(&mut self) -> Option<Result<Answer, RPCError<TypeConfig>>> {
         loop {
             if self.input.is_none() && self.waiting.is_empty() {
@@ -149,7 +153,7 @@ where
                         permit.send(message);
                     }
                 }
-                request = next_request(self.input.as_mut()), if self.waiting.is_empty() && self.input.is_some() => {
+                request = next_request(self.input.as_mut()), if self.asks_for_more() => {
                     match request {
                         Some(request) => {
                             let parts = codec::split_append(request);
@@ -172,26 +176,32 @@ where
 /// for as new as the newest of them. An append without entries, which only tells what is committed, ends where the one before
 /// it does: so an answer to the older one would pass for one to it. A leader that was stopped, and finds old answers when it
 /// wakes, would believe that it still leads, and confirm reads and leases. An answer that could be mistaken so is not passed
-/// on: the one to the later append says as much, when it comes.
+/// on: the one to the later append says as much, when it comes. Until then nothing more is asked for, or where answers
+/// take longer than it is from one heartbeat to the next there would always be a later append, and none would ever pass.
 #[derive(Debug, Default)]
-struct Owed(VecDeque<Option<LogId>>);
+struct Owed {
+    ends: VecDeque<Option<LogId>>,
+    /// The last answer was not passed on.
+    holds_back: bool,
+}
 
 impl Owed {
     fn ask(&mut self, request: &AppendEntriesRequest<TypeConfig>) {
-        self.0.push_back(request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id));
+        self.ends.push_back(request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id));
     }
 
     fn count(&self) -> usize {
-        self.0.len()
+        self.ends.len()
     }
 
     /// Takes note of the next answer, or the end of all; whether openraft is to hear of it.
     fn passes_on(&mut self, answer: Option<&Result<Answer, RPCError<TypeConfig>>>) -> bool {
-        self.0.pop_front();
-        match answer {
-            Some(Ok(Ok(matched))) => self.0.iter().all(|last| last > matched),
-            _ => true,
-        }
+        self.ends.pop_front();
+        self.holds_back = match answer {
+            Some(Ok(Ok(matched))) => self.ends.iter().any(|last| last <= matched),
+            _ => false,
+        };
+        !self.holds_back
     }
 }
 
@@ -249,6 +259,25 @@ mod tests {
         assert!(!owed.passes_on(matched(3).as_ref()));
         assert_eq!(owed.count(), 1, "what is still owed is still waited for");
         assert!(owed.passes_on(matched(3).as_ref()), "this is the answer to the later one");
+    }
+
+    /// Answers take 80 ms, and a heartbeat is due every 50.
+    #[test]
+    fn answers_pass_where_they_take_longer_than_from_heartbeat_to_heartbeat() {
+        let (mut owed, mut sent, mut passed) = (Owed::default(), VecDeque::new(), 0);
+        let mut due = 0_u64;
+        for now in 0..1_000 {
+            if sent.front().is_some_and(|sent: &u64| sent + 80 == now) {
+                sent.pop_front();
+                passed += usize::from(owed.passes_on(matched(3).as_ref()));
+            }
+            if now >= due && !owed.holds_back {
+                owed.ask(&append(4, 3));
+                sent.push_back(now);
+                due = now + 50;
+            }
+        }
+        assert!(passed >= 6, "one for two round trips: {passed}");
     }
 
     #[test]

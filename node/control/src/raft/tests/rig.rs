@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
+use openraft::EntryPayload;
+use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use sandkeeper_proto::internal::{ForwardRequest, ForwardResponse};
 use sandkeeper_statemachine::{Digest, Revision};
 use tempfile::TempDir;
+use test_lives::{Lives, Population, TERM};
 use test_ports::Ports;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -24,9 +27,9 @@ use crate::disk::DiskSpace;
 use crate::history::testing::{filler, filler_of};
 use crate::raft::RaftNode;
 use crate::raft::bootstrap::{BootstrapError, Entered, enter};
-use crate::raft::node::{Disk, ProposeError};
+use crate::raft::node::{Disk, ProposeError, StartError};
 use crate::raft::peer_service::{Forwarder, PeerApi};
-use crate::raft::types::{Applied, EntryData};
+use crate::raft::types::{Applied, EntryData, LogEntry, LogId};
 use crate::storage::identity::NodeIdentity;
 use crate::storage::log::{LogOptions, LogStore};
 use crate::storage::snapshot::SnapshotStore;
@@ -106,7 +109,7 @@ impl Site {
         self.config.listen_peer
     }
 
-    pub(super) async fn start(&self) -> Running {
+    pub(super) async fn try_start(&self) -> Result<RaftNode, StartError> {
         let path = self.folder.path();
         let known = NodeIdentity::load(path).unwrap();
         let identity = known.unwrap_or_else(|| {
@@ -119,7 +122,11 @@ impl Site {
         let snapshots = SnapshotStore::open(&path.join("snapshots")).unwrap();
         let space = DiskSpace::open(&self.config.name, path, self.config.disk_low_water).unwrap();
         let disk = Disk { identity, log, snapshots, space };
-        let node = RaftNode::start(&self.config, disk).await.unwrap();
+        RaftNode::start(&self.config, disk).await
+    }
+
+    pub(super) async fn start(&self) -> Running {
+        let node = self.try_start().await.unwrap();
         let listener =
             eventually("the port is free", || async { TcpListener::bind(self.address()).await.ok() }).await;
         let cancel = CancellationToken::new();
@@ -237,4 +244,24 @@ pub(super) async fn all_equal(nodes: &[Running], revision: Revision) {
     }
     let digests: Vec<_> = nodes.iter().map(Running::digests).collect();
     assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "{digests:?}");
+}
+
+/// Fills the log of a node that is down with entries of sandboxes' lives, behind those that it has, up to an index.
+pub(super) async fn fill_log(site: &Site, end: u64) -> Lives {
+    let mut store = LogStore::open(&site.data_dir().join("log"), LogOptions::default()).unwrap();
+    let mut next = store.get_log_state().await.unwrap().last_log_id.unwrap().index + 1;
+    let mut lives = Lives::new(Population::default());
+    while next < end {
+        let batch: Vec<_> = (next..end.min(next + 1_000))
+            .map(|index| {
+                let payload = EntryPayload::Normal(EntryData::new(lives.decide()));
+                LogEntry { log_id: LogId::new(TERM.into(), index), payload }
+            })
+            .collect();
+        next += batch.len() as u64;
+        store.blocking_append(batch).await.unwrap();
+    }
+    store.save_committed(Some(LogId::new(TERM.into(), next - 1))).await.unwrap();
+    store.shutdown().await.unwrap();
+    lives
 }

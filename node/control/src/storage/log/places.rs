@@ -34,7 +34,7 @@ const RECORD_BYTES: usize = 24;
 /// How much of the file is looked through at a time.
 const PIECE_BYTES: usize = 4 << 20;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     first: u64,
     part: u16,
@@ -240,4 +240,39 @@ impl Places {
 
 fn wrong(what: impl std::fmt::Debug) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{what:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As format 1 stands on the disk. It never changes: a new format gets another golden.
+    const GOLDEN_1: [u8; 56] = *b"SKLP\x01\0\0\0\
+        \x07\0\0\0\0\0\0\0\0\0\0\0\x00\x10\0\0\0\0\0\0\x2c\x01\0\0\
+        \x08\0\0\0\0\0\0\0\x02\0\0\0\x2c\x11\0\0\x01\0\0\0\xc0\x5d\0\0";
+
+    #[test]
+    fn format_1_is_written_and_read_as_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = [
+            Place { first: 7, part: 0, offset: 0x1000, length: 300 },
+            Place { first: 8, part: 2, offset: 0x1_0000_112c, length: 24_000 },
+        ];
+        write(dir.path(), &places).unwrap();
+        assert_eq!(fs::read(dir.path().join(NAME)).unwrap(), GOLDEN_1);
+        File::create(dir.path().join("db")).unwrap();
+        let read = Places::open(dir.path()).unwrap();
+        let found = [read.place(0).unwrap(), read.place(1).unwrap()];
+        assert_eq!((read.count, found), (2, places));
+    }
+
+    #[test]
+    fn those_of_another_format_are_passed_over_and_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut newer = GOLDEN_1;
+        newer[4] = 2;
+        fs::write(dir.path().join(NAME), newer).unwrap();
+        File::create(dir.path().join("db")).unwrap();
+        assert!(Places::open(dir.path()).is_none());
+    }
 }

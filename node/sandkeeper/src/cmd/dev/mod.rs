@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use self::cluster::Cluster;
+pub use self::cluster::Cluster;
 use self::layout::Layout;
 use self::story::Story;
 use super::agent::Runtime;
@@ -56,6 +56,35 @@ pub struct DevArgs {
     /// What the nodes and agents log, as RUST_LOG has it
     #[arg(long, value_name = "FILTER", default_value = DEFAULT_LOG_FILTER)]
     log_level: String,
+}
+
+/// Agents of a cluster for benchmarks.
+const BENCH_AGENTS: u16 = 64;
+/// Slots of each: the most that an agent can have.
+const BENCH_SLOTS: u64 = 4096;
+
+/// Starts a cluster that is there to be measured: its sandboxes are only simulated, and there is room for a quarter of a million.
+pub async fn simulated() -> Result<Cluster, CliError> {
+    let args = DevArgs {
+        nodes: 3,
+        agents: BENCH_AGENTS,
+        slots: BENCH_SLOTS,
+        runtime: Runtime::Simulated,
+        data_dir: None,
+        base_port: None,
+        demo: false,
+        log_level: "warn".to_owned(),
+    };
+    let mut cluster = Cluster::new(Layout::new(&args)?)?;
+    note(cluster.layout().announcement());
+    match cluster.start().await {
+        Ok(_) => Ok(cluster),
+        Err(error) => {
+            cluster.keep_data();
+            cluster.shut_down().await?;
+            Err(error)
+        }
+    }
 }
 
 /// Runs the cluster until it is interrupted, or until the demo is told.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::cached::Fate;
 use super::disk::{Disk, Image};
 use super::oracle::{Line, Oracle};
-use super::trace::{Act, Moment, Trace, can_record, recorder};
+use super::trace::{Act, Call, Moment, Trace, can_record, recorder};
 use super::victim::{Life, Sizes};
 use super::*;
 
@@ -57,6 +57,35 @@ struct Simulation {
     left: Left,
 }
 
+/// The model of the disk is what it models. If it is not, says where, and what was done last.
+fn assert_same(model: &Image, real: &Image, trace: &Trace) {
+    let differs = model.keys().chain(real.keys()).find(|path| model.get(*path) != real.get(*path));
+    let Some(path) = differs else { return };
+    let (model, real) = (model.get(path).cloned().flatten(), real.get(path).cloned().flatten());
+    let (model, real) = (model.unwrap_or_default(), real.unwrap_or_default());
+    let from = model.iter().zip(&real).position(|(one, other)| one != other);
+    let done = |call: &&Call| {
+        matches!(call.act, Act::Resize { .. } | Act::Write { at: Some(_), .. } | Act::Rename { .. })
+    };
+    let last: Vec<_> = trace.calls.iter().filter(done).rev().take(40).map(told).collect();
+    panic!(
+        "{}: the model has {} bytes, the disk {}, other ones from {from:?} on; the newest call first:\n{}",
+        path.display(),
+        model.len(),
+        real.len(),
+        last.join("\n")
+    );
+}
+
+fn told(call: &Call) -> String {
+    let what = match &call.act {
+        Act::Write { fd, data, at } => format!("write to {fd}: {} bytes at {at:?}", data.len()),
+        Act::Resize { fd, len } => format!("resize {fd}: {len}"),
+        act => format!("{act:?}"),
+    };
+    format!("{what}: {:?}", call.result)
+}
+
 impl Simulation {
     /// Cuts the power so many times, or until it has gone wrong `enough` times.
     fn run(cuts: u64, seed: u64, fsync: bool, enough: usize) -> Self {
@@ -89,7 +118,7 @@ impl Simulation {
                 self.failures.push(failure);
                 return;
             }
-            assert!(disk.now() == Disk::of(machine.path()).now(), "the model of the disk is what it models");
+            assert_same(&disk.now(), &Disk::of(machine.path()).now(), &trace);
         }
         self.acknowledged += oracle.acknowledged;
     }
