@@ -142,7 +142,7 @@ impl Cluster {
         let mut addresses = ports.addresses().into_iter();
         let mut address = || addresses.next().expect("as many as were asked for");
         let data_dirs = options.data_dirs.clone().unwrap_or_else(|| folder.path().to_owned());
-        let mut links = options.links.then(Links::default);
+        let mut links = options.links.then(Links::new);
         let mut nodes = Vec::new();
         for index in 0..options.nodes {
             let addresses = [address(), address(), address()];

@@ -15,8 +15,13 @@ use std::time::Duration;
 
 use test_ports::Ports;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+
+use knock::Knock;
+
+/// So many wait to be let in.
+const KNOCKS: usize = 256;
 
 /// Who is at an end of a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -66,6 +71,8 @@ struct Shared {
     breaks: watch::Sender<(u64, Vec<Party>)>,
     /// Which process is who.
     parties: Mutex<HashMap<u32, Party>>,
+    /// Who wants to be let in.
+    knocks: mpsc::Sender<Knock>,
     tally: Tally,
 }
 
@@ -79,23 +86,37 @@ impl Shared {
 #[derive(Debug)]
 pub struct Links {
     shared: Arc<Shared>,
-    doors: JoinSet<()>,
+    /// The doors, and who looks up who knocks.
+    tasks: JoinSet<()>,
     ports: Vec<Ports>,
 }
 
 impl Default for Links {
     fn default() -> Self {
-        let shared = Shared {
-            weather: watch::channel(Weather::new()).0,
-            breaks: watch::channel((0, Vec::new())).0,
-            parties: Mutex::default(),
-            tally: Tally::default(),
-        };
-        Self { shared: Arc::new(shared), doors: JoinSet::new(), ports: Vec::new() }
+        Self::new()
     }
 }
 
 impl Links {
+    /// No links yet.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn new() -> Self {
+        let (knocks, receiver) = mpsc::channel(KNOCKS);
+        let shared = Shared {
+            weather: watch::channel(Weather::new()).0,
+            breaks: watch::channel((0, Vec::new())).0,
+            parties: Mutex::default(),
+            knocks,
+            tally: Tally::default(),
+        };
+        let shared = Arc::new(shared);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(knock::look_up(receiver, Arc::downgrade(&shared)));
+        Self { shared, tasks, ports: Vec::new() }
+    }
+
     /// Opens a door before a port of a node; the address that the node is to advertise.
     ///
     /// # Panics
@@ -105,7 +126,7 @@ impl Links {
         let address = ports.addresses().remove(0);
         let listener = TcpListener::bind(&address).await.expect("a port that was taken can be listened on");
         let behind = port.parse().expect("nodes of a test have addresses of numbers");
-        self.doors.spawn(door::open(listener, behind, Party::Node(node), Arc::clone(&self.shared)));
+        self.tasks.spawn(door::open(listener, behind, Party::Node(node), Arc::clone(&self.shared)));
         self.ports.push(ports);
         address
     }

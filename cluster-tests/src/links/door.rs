@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 use super::carry::{Way, carry};
-use super::{Party, Shared, Tally, knock};
+use super::knock::Knock;
+use super::{Party, Shared, Tally};
 
 /// Lets in everybody who knocks, for as long as it is polled.
 pub(super) async fn open(listener: TcpListener, behind: SocketAddr, to: Party, shared: Arc<Shared>) {
@@ -26,7 +28,16 @@ pub(super) async fn open(listener: TcpListener, behind: SocketAddr, to: Party, s
 
 async fn connect(caller: TcpStream, address: SocketAddr, behind: SocketAddr, to: Party, shared: Arc<Shared>) {
     let Ok(here) = caller.local_addr() else { return };
-    let from = knock::who(address, here, &shared).await;
+    // To find out who has dialled costs much, and those whom nobody answers dial again and again.
+    let mut early = None;
+    if shared.weather.borrow().values().all(|quality| !quality.cut) {
+        let Ok(node) = TcpStream::connect(behind).await else { return };
+        early = Some(node);
+    }
+    let (answer, answered) = oneshot::channel();
+    // Nobody looks it up any more when the links end.
+    let _ = shared.knocks.send(Knock { caller: address, here, answer }).await;
+    let Ok(from) = answered.await else { return };
     let ways = from.map(|from| ((from, to), (to, from)));
     let mut breaks = shared.breaks.subscribe();
     let seen = breaks.borrow_and_update().0;
@@ -45,7 +56,13 @@ async fn connect(caller: TcpStream, address: SocketAddr, behind: SocketAddr, to:
             return;
         }
     }
-    let Ok(node) = TcpStream::connect(behind).await else { return };
+    let node = match early {
+        Some(node) => node,
+        None => match TcpStream::connect(behind).await {
+            Ok(node) => node,
+            Err(_) => return,
+        },
+    };
     let _ = (caller.set_nodelay(true), node.set_nodelay(true));
     let ((from_caller, to_caller), (from_node, to_node)) = (caller.into_split(), node.into_split());
     let way = |way: Option<(Party, Party)>| Way::new(way, Arc::clone(&shared));

@@ -1,11 +1,13 @@
-//! Who has dialled: the kernel says which socket is at the other end, and `/proc` which process holds it.
+//! Who has dialled: the kernel says which socket is at the other end, and `/proc` which process holds it. All who knock at a
+//! time are looked up together: one look costs as much as many.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
@@ -13,53 +15,85 @@ use super::{Party, Shared};
 
 /// A process that was started this moment may not be introduced yet.
 const LOOKS: u32 = 5;
+/// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
+/// So many are looked up at once at most.
+const TOGETHER: usize = 1_024;
 
-/// The kernel goes through all connections for each look, and `/proc` through all files: not more of them at a time.
-static LOOKING: Semaphore = Semaphore::const_new(2);
-
-/// Who holds the other end of a connection.
-enum Caller {
-    Party(Party),
-    /// This process itself: one of its clients.
-    Client,
-    /// Nobody that is known yet.
-    Unknown,
+/// Somebody knocks.
+#[derive(Debug)]
+pub(super) struct Knock {
+    pub(super) caller: SocketAddr,
+    pub(super) here: SocketAddr,
+    /// The party at the other end; None: somebody else, such as a client, or nobody any more.
+    pub(super) answer: oneshot::Sender<Option<Party>>,
 }
 
-/// The party at the other end of a connection; None: somebody else, such as a client.
-pub(super) async fn who(caller: SocketAddr, here: SocketAddr, shared: &Arc<Shared>) -> Option<Party> {
-    for _ in 0..LOOKS {
-        let parties = shared.parties().clone();
-        let turn = LOOKING.acquire().await.ok()?;
-        let found = spawn_blocking(move || {
-            let Some(inode) = inode_of(caller, here) else { return Caller::Unknown };
-            if holds(std::process::id(), inode) && !parties.contains_key(&std::process::id()) {
-                return Caller::Client;
-            }
-            let party = parties.iter().find(|(pid, _)| holds(**pid, inode));
-            party.map_or(Caller::Unknown, |(_, party)| Caller::Party(*party))
-        });
-        match found.await {
-            Ok(Caller::Party(party)) => return Some(party),
-            Ok(Caller::Client) => return None,
-            Ok(Caller::Unknown) | Err(_) => {}
+/// Looks everybody up who knocks, for as long as there are links.
+pub(super) async fn look_up(mut knocks: mpsc::Receiver<Knock>, shared: Weak<Shared>) {
+    let mut open: Vec<(Knock, u32)> = Vec::new();
+    loop {
+        if open.is_empty() {
+            let Some(knock) = knocks.recv().await else { return };
+            open.push((knock, 0));
         }
-        drop(turn);
-        sleep(LOOK).await;
+        while open.len() < TOGETHER
+            && let Ok(knock) = knocks.try_recv()
+        {
+            open.push((knock, 0));
+        }
+        let Some(parties) = shared.upgrade().map(|shared| shared.parties().clone()) else { return };
+        let ends: Vec<_> = open.iter().map(|(knock, _)| (knock.caller, knock.here)).collect();
+        let Ok(found) = spawn_blocking(move || holders(&ends, &parties)).await else { return };
+        let mut left = Vec::new();
+        for ((knock, looks), found) in open.into_iter().zip(found) {
+            match found {
+                Holder::Stranger if looks + 1 < LOOKS => left.push((knock, looks + 1)),
+                // Who does not wait for the answer any more has gone.
+                Holder::Party(party) => drop(knock.answer.send(Some(party))),
+                Holder::Stranger | Holder::Nobody => drop(knock.answer.send(None)),
+            }
+        }
+        open = left;
+        if !open.is_empty() {
+            sleep(LOOK).await;
+        }
     }
-    None
 }
 
-/// The socket that is bound to `from` and connected to `to`.
-fn inode_of(from: SocketAddr, to: SocketAddr) -> Option<u64> {
-    let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let (from, to) = (hexadecimal(from)?, hexadecimal(to)?);
-    table.lines().find_map(|line| {
-        let fields: Vec<_> = line.split_whitespace().collect();
-        let found = fields.get(1) == Some(&from.as_str()) && fields.get(2) == Some(&to.as_str());
-        if found { fields.get(9)?.parse().ok() } else { None }
-    })
+#[derive(Clone, Copy, Debug)]
+enum Holder {
+    Party(Party),
+    /// Nobody that is known yet.
+    Stranger,
+    /// A client of this process, or the socket is closed already.
+    Nobody,
+}
+
+/// Who holds the sockets that are bound to the first address and connected to the second.
+fn holders(ends: &[(SocketAddr, SocketAddr)], parties: &HashMap<u32, Party>) -> Vec<Holder> {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let inodes: HashMap<(&str, &str), u64> = table.lines().filter_map(inode_of).collect();
+    let mine = sockets_of(std::process::id()).into_iter();
+    let mut held: HashMap<_, _> = mine.map(|inode| (inode, Holder::Nobody)).collect();
+    for (pid, party) in parties {
+        held.extend(sockets_of(*pid).into_iter().map(|inode| (inode, Holder::Party(*party))));
+    }
+    let holder = |(from, to): &(SocketAddr, SocketAddr)| {
+        let (Some(from), Some(to)) = (hexadecimal(*from), hexadecimal(*to)) else { return Holder::Stranger };
+        match inodes.get(&(from.as_str(), to.as_str())) {
+            None | Some(0) => Holder::Nobody,
+            Some(inode) => held.get(inode).copied().unwrap_or(Holder::Stranger),
+        }
+    };
+    ends.iter().map(holder).collect()
+}
+
+/// Of a line of `/proc/net/tcp`: both addresses, and the socket's inode.
+fn inode_of(line: &str) -> Option<((&str, &str), u64)> {
+    let mut fields = line.split_whitespace().skip(1);
+    let ends = (fields.next()?, fields.next()?);
+    Some((ends, fields.nth(6)?.parse().ok()?))
 }
 
 /// As `/proc/net/tcp` has it: the address as a number in the machine's byte order.
@@ -69,8 +103,10 @@ fn hexadecimal(address: SocketAddr) -> Option<String> {
     Some(format!("{number:08X}:{:04X}", address.port()))
 }
 
-fn holds(pid: u32, inode: u64) -> bool {
-    let name = format!("socket:[{inode}]");
-    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
-    files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == name.as_str()))
+/// The sockets that a process has open; none if it is gone.
+fn sockets_of(pid: u32) -> Vec<u64> {
+    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
+    let inode =
+        |link: std::path::PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    files.flatten().filter_map(|file| inode(fs::read_link(file.path()).ok()?)).collect()
 }

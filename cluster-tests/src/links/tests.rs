@@ -9,10 +9,16 @@ use super::*;
 const THERE: (Party, Party) = (Party::Agent(0), Party::Node(0));
 const BACK: (Party, Party) = (Party::Node(0), Party::Agent(0));
 
+/// Whether a text comes, on however busy a machine.
 async fn hears(stream: &mut TcpStream, text: &str) -> bool {
     let mut buffer = vec![0; text.len()];
-    let read = timeout(Duration::from_millis(300), stream.read_exact(&mut buffer)).await;
+    let read = timeout(Duration::from_secs(30), stream.read_exact(&mut buffer)).await;
     read.is_ok_and(|read| read.is_ok() && buffer == text.as_bytes())
+}
+
+/// Whether nothing comes for a moment.
+async fn is_silent(stream: &TcpStream) -> bool {
+    timeout(Duration::from_millis(300), stream.readable()).await.is_err()
 }
 
 /// This process is the agent; the node is a listener in it.
@@ -21,13 +27,13 @@ async fn pair(links: &mut Links) -> (TcpStream, TcpStream) {
     let node = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = links.door(0, &node.local_addr().unwrap().to_string()).await;
     let agent = TcpStream::connect(door).await.unwrap();
-    let node = timeout(Duration::from_secs(10), node.accept()).await.unwrap().unwrap().0;
+    let node = timeout(Duration::from_secs(30), node.accept()).await.unwrap().unwrap().0;
     (agent, node)
 }
 
 #[tokio::test]
 async fn one_way_is_cut_and_the_other_goes_on() {
-    let mut links = Links::default();
+    let mut links = Links::new();
     let (mut agent, mut node) = pair(&mut links).await;
     agent.write_all(b"one").await.unwrap();
     assert!(hears(&mut node, "one").await);
@@ -35,7 +41,7 @@ async fn one_way_is_cut_and_the_other_goes_on() {
     agent.write_all(b"two").await.unwrap();
     node.write_all(b"three").await.unwrap();
     assert!(hears(&mut node, "two").await);
-    assert!(!hears(&mut agent, "three").await);
+    assert!(is_silent(&agent).await);
     assert_eq!(links.tally().held.load(Ordering::Relaxed), 1);
     links.set(Weather::new());
     assert!(hears(&mut agent, "three").await);
@@ -45,23 +51,23 @@ async fn one_way_is_cut_and_the_other_goes_on() {
 
 #[tokio::test]
 async fn a_cut_link_takes_no_new_connection_and_strangers_pass() {
-    let mut links = Links::default();
+    let mut links = Links::new();
     links.set([(THERE, Quality { cut: true, ..Quality::default() })].into());
     let node = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let door = links.door(0, &node.local_addr().unwrap().to_string()).await;
     let _stranger = TcpStream::connect(&door).await.unwrap();
-    let accepted = timeout(Duration::from_secs(10), node.accept()).await;
+    let accepted = timeout(Duration::from_secs(30), node.accept()).await;
     assert!(accepted.is_ok(), "a stranger is let in");
     links.introduce(id(), Party::Agent(0));
     let _agent = TcpStream::connect(&door).await.unwrap();
     assert!(timeout(Duration::from_millis(300), node.accept()).await.is_err());
     links.set(Weather::new());
-    assert!(timeout(Duration::from_secs(10), node.accept()).await.is_ok());
+    assert!(timeout(Duration::from_secs(30), node.accept()).await.is_ok());
 }
 
 #[tokio::test]
 async fn links_are_slow_narrow_lossy_and_break() {
-    let mut links = Links::default();
+    let mut links = Links::new();
     let (mut agent, mut node) = pair(&mut links).await;
     let slow = Quality { delay: Duration::from_millis(100), ..Quality::default() };
     let narrow = Quality { rate: Some(30), ..Quality::default() };

@@ -3,7 +3,7 @@
 //!
 //! It never says anything of a generation that it has not had, and never that it has processed what it has not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ struct Table {
     live: BTreeMap<String, u64>,
     /// Generations that it had, and ended.
     ended: VecDeque<(String, u64)>,
+    /// What it has said to be there, and was not.
+    lied: BTreeSet<(String, u64)>,
 }
 
 /// The agent.
@@ -248,7 +250,9 @@ impl Session<'_> {
         if self.dice.random_bool(0.2)
             && let Some(old) = self.given.iter().collect::<Vec<_>>().choose(self.dice)
         {
-            return self.say(Up::Inventory((**old).clone())).await;
+            let old = (**old).clone();
+            self.will_lie(&old.sandboxes);
+            return self.say(Up::Inventory(old)).await;
         }
         let ended: Vec<_> = self.liar.table().ended.iter().cloned().collect();
         let Some((id, generation)) = ended.choose(self.dice) else { return };
@@ -256,14 +260,26 @@ impl Session<'_> {
             [SandboxState::Running, SandboxState::Exited, SandboxState::Failed, SandboxState::Absent];
         let Some(state) = states.choose(self.dice) else { return };
         let late = v1::SandboxReport { reason: "a lie".to_owned(), ..report(id, *generation, *state) };
-        self.report(vec![late], 0).await;
+        let late = vec![late];
+        self.will_lie(&late);
+        self.report(late, 0).await;
+    }
+
+    /// Takes note of what is said to be there and is not.
+    fn will_lie(&self, reports: &[v1::SandboxReport]) {
+        let mut table = self.liar.table();
+        for report in reports {
+            if table.live.get(&report.sandbox_id) != Some(&report.generation) {
+                table.lied.insert((report.sandbox_id.clone(), report.generation));
+            }
+        }
     }
 
     /// What it has lied about is not there.
     async fn take_back(&mut self) {
-        let ended: Vec<_> = self.liar.table().ended.iter().cloned().collect();
+        let lied: Vec<_> = self.liar.table().lied.iter().cloned().collect();
         let truth =
-            ended.iter().map(|(id, generation)| report(id, *generation, SandboxState::Absent)).collect();
+            lied.iter().map(|(id, generation)| report(id, *generation, SandboxState::Absent)).collect();
         self.report(truth, self.processed).await;
     }
 }
