@@ -20,7 +20,7 @@ pub mod violation;
 pub mod workload;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ pub async fn run(options: &Options) -> anyhow::Result<Report> {
     means.root &= !options.without_root;
     let (kinds, skipped) = choose(&options.faults, &means)?;
     let rig_options = RigOptions { nodes: options.nodes, seed: options.seed, means };
-    let oracle = |folder: &std::path::Path| Ok(Oracle::new(Chronicle::new(folder)?));
+    let oracle = |folder: &Path| Ok(Oracle::new(Chronicle::new(folder)?));
     let mut rig = Rig::start(&rig_options, oracle).await?;
     let target = Target {
         apis: rig.cluster.nodes[..rig.nodes].iter().map(|node| node.api.clone()).collect(),
@@ -243,20 +243,11 @@ impl Campaign {
         };
         std::fs::create_dir_all(keep).with_context(|| keep.display().to_string())?;
         // With all nodes' data, also of those that have a disk of their own, which goes with the campaign.
-        let mut copy = std::process::Command::new("cp");
-        copy.args(["--recursive", "--sparse=always"]).arg(folder.join(".")).arg(keep);
-        anyhow::ensure!(
-            copy.status()?.success(),
-            "{} can't be copied to {}",
-            folder.display(),
-            keep.display()
-        );
+        copy(&folder, keep)?;
         for node in &rig.cluster.nodes {
             let target = keep.join(&node.name);
             if !target.exists() && node.data_dir.exists() {
-                let mut copy = std::process::Command::new("cp");
-                copy.args(["--recursive", "--sparse=always"]).arg(node.data_dir.join(".")).arg(&target);
-                anyhow::ensure!(copy.status()?.success(), "{} can't be copied", node.data_dir.display());
+                copy(&node.data_dir, &target)?;
             }
         }
         Ok(keep.clone())
@@ -283,4 +274,14 @@ impl Campaign {
             kept,
         }
     }
+}
+
+/// Copies what is in a folder. The cluster is alive: what goes away meanwhile is not worth losing the report for.
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let mut copy = std::process::Command::new("cp");
+    copy.args(["--recursive", "--sparse=always"]).arg(from.join(".")).arg(to);
+    if !copy.status().context("there is no `cp`")?.success() {
+        eprintln!("not all of {} could be copied to {}", from.display(), to.display());
+    }
+    Ok(())
 }
