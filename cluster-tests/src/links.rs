@@ -15,11 +15,13 @@ use std::time::Duration;
 
 use test_ports::Ports;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use knock::Knock;
 
+/// Of the doors and connections.
+const THREADS: usize = 2;
 /// So many wait to be let in.
 const KNOCKS: usize = 256;
 
@@ -86,8 +88,9 @@ impl Shared {
 #[derive(Debug)]
 pub struct Links {
     shared: Arc<Shared>,
-    /// The doors, and who looks up who knocks.
-    tasks: JoinSet<()>,
+    /// The doors, and who looks up who knocks. Threads of their own, or whatever keeps the tester's busy would delay heartbeats.
+    /// None only when it is dropped.
+    runtime: Option<Runtime>,
     ports: Vec<Ports>,
 }
 
@@ -101,7 +104,7 @@ impl Links {
     /// No links yet.
     ///
     /// # Panics
-    /// Outside of a runtime.
+    /// If no thread can be started.
     pub fn new() -> Self {
         let (knocks, receiver) = mpsc::channel(KNOCKS);
         let shared = Shared {
@@ -112,21 +115,32 @@ impl Links {
             tally: Tally::default(),
         };
         let shared = Arc::new(shared);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(knock::look_up(receiver, Arc::downgrade(&shared)));
-        Self { shared, tasks, ports: Vec::new() }
+        let runtime =
+            Builder::new_multi_thread().worker_threads(THREADS).thread_name("links").enable_all().build();
+        let runtime = runtime.expect("threads can be started");
+        runtime.spawn(knock::look_up(receiver, Arc::downgrade(&shared)));
+        Self { shared, runtime: Some(runtime), ports: Vec::new() }
     }
 
     /// Opens a door before a port of a node; the address that the node is to advertise.
     ///
     /// # Panics
-    /// Outside of a runtime, or if no port is free.
+    /// If no port is free.
     pub async fn door(&mut self, node: usize, port: &str) -> String {
         let ports = Ports::take(1);
         let address = ports.addresses().remove(0);
-        let listener = TcpListener::bind(&address).await.expect("a port that was taken can be listened on");
         let behind = port.parse().expect("nodes of a test have addresses of numbers");
-        self.tasks.spawn(door::open(listener, behind, Party::Node(node), Arc::clone(&self.shared)));
+        let shared = Arc::clone(&self.shared);
+        let (open, opened) = oneshot::channel();
+        let listens = address.clone();
+        self.runtime.as_ref().expect("it is there until the links are dropped").spawn(async move {
+            let listener =
+                TcpListener::bind(listens).await.expect("a port that was taken can be listened on");
+            // Whoever asked for it waits.
+            let _ = open.send(());
+            door::open(listener, behind, Party::Node(node), shared).await;
+        });
+        opened.await.expect("the door is open");
         self.ports.push(ports);
         address
     }
@@ -159,6 +173,15 @@ impl Links {
     /// What links did so far.
     pub fn tally(&self) -> &Tally {
         &self.shared.tally
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // Without waiting, which the threads of another runtime may not.
+            runtime.shutdown_background();
+        }
     }
 }
 

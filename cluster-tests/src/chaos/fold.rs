@@ -1,6 +1,6 @@
 //! The truth: what the history says, folded by a model of its own that shares no code with the product.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use sandkeeper_client::v1::{self, EventType, Phase};
@@ -9,7 +9,7 @@ use super::versions::{At, Versions};
 use super::violation::{Breach, Invariant};
 
 /// Revisions that are kept behind the newest: more than a call can be late.
-const KEPT: u64 = 150_000;
+const KEPT: u64 = 40_000;
 /// Between two times of forgetting.
 const FORGET_EVERY: u64 = 5_000;
 
@@ -38,6 +38,8 @@ pub struct Load {
 pub struct Fold {
     head: u64,
     sandboxes: HashMap<String, Versions<Option<Arc<Record>>>>,
+    /// Their ids, by namespace.
+    spaces: HashMap<String, HashSet<String>>,
     /// Of live sandboxes: namespace and name.
     names: HashMap<(String, String), Versions<Option<String>>>,
     agents: BTreeMap<String, Versions<Load>>,
@@ -59,6 +61,8 @@ impl Fold {
     pub fn sandbox(&self, id: &str, revision: u64) -> At<Option<Arc<Record>>> {
         match self.sandboxes.get(id).map(|versions| versions.at(revision)) {
             Some(At::Value(record)) => At::Value(record.clone()),
+            // It may have been there, and be forgotten whole.
+            None if revision + KEPT < self.head + FORGET_EVERY => At::Forgotten,
             Some(At::Forgotten) => At::Forgotten,
             Some(At::Nothing) | None => At::Value(None),
         }
@@ -93,9 +97,10 @@ impl Fold {
     /// All sandboxes of a namespace at a revision (those that can still be listed: the model forgets what is long gone).
     pub fn of_namespace(&self, namespace: &str, revision: u64) -> Option<Vec<Arc<Record>>> {
         let mut found = Vec::new();
-        for versions in self.sandboxes.values() {
+        let ids = self.spaces.get(namespace).into_iter().flatten();
+        for versions in ids.filter_map(|id| self.sandboxes.get(id)) {
             match versions.at(revision) {
-                At::Value(Some(record)) if record.seen.namespace == namespace => found.push(record.clone()),
+                At::Value(Some(record)) => found.push(record.clone()),
                 At::Forgotten => return None,
                 _ => {}
             }
@@ -159,6 +164,7 @@ impl Fold {
         let before = names.last().cloned().flatten();
         names.push(event.revision, Some(id.clone()));
         let record = Record { seen, held: Vec::new() };
+        self.spaces.entry(event.namespace.clone()).or_default().insert(id.clone());
         self.put(event.revision, &id, Some(record));
         self.count.push(event.revision, self.count.last().copied().unwrap_or(0) + 1);
         match before {
@@ -287,6 +293,9 @@ impl Fold {
             if let Some((_, id)) = self.gone.pop_front() {
                 self.sandboxes.remove(&id);
                 self.given.remove(&id);
+                for ids in self.spaces.values_mut() {
+                    ids.remove(&id);
+                }
             }
         }
         self.sandboxes.values_mut().for_each(|versions| versions.forget_before(before));
