@@ -4,7 +4,7 @@
 //! sandkeeper -> control, agent, client, proto      control -> statemachine, proto      agent, client -> proto
 //! ```
 //!
-//! The tests of all of them may take `test-ports` and `test-disks`. Where bugs can be planted `planted-bugs` is asked, which is
+//! The tests of all of them may take `test-ports`, `test-disks` and, where there is a state, `test-lives`. Where bugs can be planted `planted-bugs` is asked, which is
 //! nothing in what is released.
 //!
 //! An arrow that is added here has to be wanted, not convenient. Read from the manifests and sources, so it needs no
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 
 /// Each crate of ours, and the crates of ours that it may name (in any kind of dependency).
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("cluster-tests", &["planted-bugs", "sandkeeper-client", "sandkeeper-proto", "test-disks", "test-ports"]),
     ("planted-bugs", &[]),
     (
@@ -35,11 +35,19 @@ const ARROWS: [(&str, &[&str]); 10] = [
     ("sandkeeper-client", &["sandkeeper-proto"]),
     (
         "sandkeeper-control",
-        &["planted-bugs", "sandkeeper-proto", "sandkeeper-statemachine", "test-disks", "test-ports"],
+        &[
+            "planted-bugs",
+            "sandkeeper-proto",
+            "sandkeeper-statemachine",
+            "test-disks",
+            "test-lives",
+            "test-ports",
+        ],
     ),
     ("sandkeeper-proto", &[]),
-    ("sandkeeper-statemachine", &["planted-bugs"]),
+    ("sandkeeper-statemachine", &["planted-bugs", "test-lives"]),
     ("test-disks", &[]),
+    ("test-lives", &["sandkeeper-statemachine"]),
     ("test-ports", &[]),
 ];
 
