@@ -224,6 +224,10 @@ fn simulated_cuts_without_the_fsync_lose_acknowledged_entries() {
     let (cuts, seed, began) = (number(CUTS, 50), number(SEED, rand::random()), Instant::now());
     let simulation = Simulation::run(cuts, seed, false, usize::MAX);
     eprintln!("without fsync: {}", simulation.report(began));
-    let lost = simulation.failures.iter().filter(|failure| failure.contains("was acknowledged")).count();
+    // Unnoticed, or found by the start: of which kind there are some of 50 is chance.
+    let says = |failure: &&String| {
+        failure.contains("was acknowledged") || failure.contains("acknowledged entries are lost")
+    };
+    let lost = simulation.failures.iter().filter(says).count();
     assert!(lost > 0, "{SEED}={seed}: {:#?}", simulation.failures);
 }
