@@ -75,7 +75,6 @@ impl Database {
         counters: Arc<Counters>,
     ) -> Result<Self, StorageError> {
         let folder = SledFolder::open(dir, hooks.clone(), counters)?;
-        folder.keep_filled();
         Ok(Self { folder, first, hooks })
     }
 

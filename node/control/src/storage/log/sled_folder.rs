@@ -1,13 +1,11 @@
 //! One sled database in its folder, and what it takes to make its writes durable.
 
 use std::any::Any;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -23,11 +21,6 @@ use crate::storage::files::{create_folder, failed, sync_file, sync_folder};
 const SEGMENT_BYTES: usize = 2 << 20;
 /// sled's page cache for each open database. What is read often is in the tail cache.
 const CACHE_BYTES: u64 = 4 << 20;
-/// How far ahead of sled the data file is filled with zeros. With less the journal of the file system is written more often,
-/// with more the one fsync that makes the zeros durable takes longer.
-const AHEAD_BYTES: u64 = 1 << 20;
-/// Zeros end where a page of memory does, so that sled's writes never share one with the end of the file.
-const PAGE_BYTES: u64 = 4096;
 
 /// An open sled database.
 ///
@@ -40,12 +33,6 @@ pub(super) struct SledFolder {
     file: File,
     hooks: Hooks,
     counters: Arc<Counters>,
-    /// Up to where the file is filled ahead of sled.
-    filled: AtomicU64,
-    /// How long it was before it was last filled.
-    reached: AtomicU64,
-    /// Held by whoever is in sled; all of it by who writes into sled's file beside it.
-    in_use: RwLock<()>,
 }
 
 /// How sled calls a snapshot that it is writing: `snap.<position>.generating`.
@@ -105,31 +92,6 @@ fn wait_until_released(data: &Path) -> Result<(), StorageError> {
     Ok(())
 }
 
-/// Cuts segments off that are nothing but the zeros of [`SledFolder::keep_filled`]: whoever wrote them was killed. sled would take them
-/// for free, write zeros over them, and cut them off itself, in a thread beside that which writes.
-fn cut_zeros(data: &Path) -> Result<(), StorageError> {
-    if !data.exists() {
-        return Ok(());
-    }
-    let file = OpenOptions::new().read(true).write(true).open(data).map_err(failed("open", data))?;
-    let length = file.metadata().map_err(failed("read the length of", data))?.len();
-    let (mut end, segment) = (length, SEGMENT_BYTES as u64);
-    let mut bytes = Vec::new();
-    while end > segment {
-        let start = (end - 1) / segment * segment;
-        bytes.resize((end - start) as usize, 0);
-        file.read_exact_at(&mut bytes, start).map_err(failed("read", data))?;
-        if bytes.iter().any(|byte| *byte != 0) {
-            break;
-        }
-        end = start;
-    }
-    if end < length {
-        file.set_len(end).map_err(failed("shorten", data))?;
-    }
-    Ok(())
-}
-
 /// sled writes its settings with two calls before it creates the data file, and refuses to open if it finds only a part of
 /// them. They are made durable before anything is inserted, so without data they are of a creation that was cut off, and
 /// are written anew. With data they are corrupt, and sled says so.
@@ -177,7 +139,6 @@ impl SledFolder {
             }
         }
         wait_until_released(&data)?;
-        cut_zeros(&data)?;
         remove_unfinished_config(&config, &data)?;
         remove_unfinished_snapshots(dir)?;
         let config = sled::Config::new()
@@ -186,9 +147,8 @@ impl SledFolder {
             .cache_capacity(CACHE_BYTES)
             .flush_every_ms(None);
         let db = guarded(dir, || config.open().map_err(|source| sled_failed("open", dir, source)))?;
-        let file = OpenOptions::new().read(true).write(true).open(&data).map_err(failed("open", &data))?;
-        let (filled, reached, in_use) = (AtomicU64::new(u64::MAX), AtomicU64::new(0), RwLock::default());
-        let folder = Self { dir: dir.to_owned(), blobs, db, file, hooks, counters, filled, reached, in_use };
+        let file = File::open(&data).map_err(failed("open", &data))?;
+        let folder = Self { dir: dir.to_owned(), blobs, db, file, hooks, counters };
         if let Err(error) = folder.make_durable() {
             // Dropping it would flush again, and panic if that fails.
             std::mem::forget(folder);
@@ -217,7 +177,6 @@ impl SledFolder {
         &self,
         work: impl FnOnce(&sled::Db) -> Result<T, StorageError>,
     ) -> Result<T, StorageError> {
-        let _user = self.in_use.read().unwrap_or_else(PoisonError::into_inner);
         guarded(&self.dir, || work(&self.db))
     }
 
@@ -230,12 +189,10 @@ impl SledFolder {
     }
 
     pub(super) fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), StorageError> {
-        let _user = self.in_use.read().unwrap_or_else(PoisonError::into_inner);
         self.db.insert(key, value).map(drop).map_err(|e| self.failed("write to", e))
     }
 
     pub(super) fn remove(&self, key: &[u8]) -> Result<(), StorageError> {
-        let _user = self.in_use.read().unwrap_or_else(PoisonError::into_inner);
         self.db.remove(key).map(drop).map_err(|e| self.failed("remove from", e))
     }
 
@@ -243,49 +200,14 @@ impl SledFolder {
     pub(super) fn sync(&self) -> Result<(), StorageError> {
         let begun = Instant::now();
         self.db.flush().map_err(|e| self.failed("flush", e))?;
-        self.fill_ahead()?;
         self.hooks.sync_data(&self.file).map_err(failed("fdatasync", &self.dir.join("db")))?;
         self.counters.synced(begun.elapsed());
         self.check_blobs()
     }
 
-    /// From now on the file is kept filled with zeros ahead of sled: an fsync of a file that has grown has to write the
-    /// journal of the file system too, which takes as long again, and waits for whoever else writes it.
-    pub(super) fn keep_filled(&self) {
-        self.filled.store(0, Ordering::Relaxed);
-    }
-
-    /// sled takes zeros behind its last segment for segments that are free, and those in it for its end, as after a crash.
-    fn fill_ahead(&self) -> Result<(), StorageError> {
-        let length = || self.file.metadata().map(|data| data.len());
-        let data = self.dir.join("db");
-        let filled = self.filled.load(Ordering::Relaxed);
-        // It is longer once sled has written over its end, and shorter if sled has cut free segments off.
-        if filled == u64::MAX || length().map_err(failed("read the length of", &data))? == filled {
-            return Ok(());
-        }
-        // Nobody else is in sled, and nothing that a reader has made it write is on its way: what is behind the end is ours.
-        let _alone = self.in_use.write().unwrap_or_else(PoisonError::into_inner);
-        self.db.flush().map_err(|e| self.failed("flush", e))?;
-        let from = length().map_err(failed("read the length of", &data))?;
-        let upto = (from + AHEAD_BYTES).next_multiple_of(PAGE_BYTES);
-        let filled = match self.file.write_all_at(&vec![0; (upto - from) as usize], from) {
-            Ok(()) => upto,
-            // It does without, while there is room for what matters.
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => u64::MAX,
-            Err(error) => return Err(failed("write to", &data)(error)),
-        };
-        self.filled.store(filled, Ordering::Relaxed);
-        self.reached.store(from, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// About how much was written to sled's file.
+    /// How long sled's file is: about how much was written to it.
     pub(super) fn file_bytes(&self) -> Result<u64, StorageError> {
-        match self.reached.load(Ordering::Relaxed) {
-            0 => sled_file_bytes(&self.dir),
-            reached => Ok(reached),
-        }
+        sled_file_bytes(&self.dir)
     }
 
     pub(super) fn failed(&self, action: &'static str, source: sled::Error) -> StorageError {
