@@ -1,7 +1,10 @@
 //! A cluster of real processes in a temporary folder.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod options;
+mod processes;
+mod start;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -9,105 +12,12 @@ use sandkeeper_client::{Client, v1};
 use tempfile::TempDir;
 use test_ports::Ports;
 
+pub use self::options::{AgentOptions, ClusterOptions};
+pub use self::processes::{AgentProcess, NodeProcess};
+pub(crate) use self::start::log_of_agent;
 use crate::leftovers::kill_shims;
 use crate::wait::{LONG, eventually};
-use crate::{Cut, Links, Party, Process, Proxy, binary, by_id, faketime, get};
-
-/// What a cluster is made of.
-#[derive(Clone, Debug)]
-pub struct ClusterOptions {
-    /// Control nodes.
-    pub nodes: usize,
-    /// Agents, each a process.
-    pub agents: usize,
-    /// Slots of each agent.
-    pub slots: u64,
-    /// More flags for each server.
-    pub server_flags: Vec<String>,
-    /// More flags for each agent.
-    pub agent_flags: Vec<String>,
-    /// Whether each agent reaches the control nodes through a [`Proxy`] of its own, which can be cut.
-    pub proxies: bool,
-    /// The folder that the nodes' data directories are in, instead of the cluster's own.
-    pub data_dirs: Option<PathBuf>,
-    /// More agents, each with flags of its own instead of those above.
-    pub fleet: Vec<AgentOptions>,
-    /// Whether nodes and agents reach the nodes through [`Links`], each of which can be cut and slowed down.
-    pub links: bool,
-    /// Whether the nodes' wall clocks can be set, each by itself: see [`Cluster::set_clock`]. Needs libfaketime.
-    pub clocks: bool,
-}
-
-/// What an agent is started with.
-#[derive(Clone, Debug)]
-pub struct AgentOptions {
-    /// Its name.
-    pub name: String,
-    /// Its flags.
-    pub flags: Vec<String>,
-}
-
-impl Default for ClusterOptions {
-    fn default() -> Self {
-        Self {
-            nodes: 3,
-            agents: 2,
-            slots: 4,
-            server_flags: Vec::new(),
-            agent_flags: Vec::new(),
-            proxies: false,
-            data_dirs: None,
-            fleet: Vec::new(),
-            links: false,
-            clocks: false,
-        }
-    }
-}
-
-/// A control node's process.
-#[derive(Debug)]
-pub struct NodeProcess {
-    /// Its name.
-    pub name: String,
-    /// `host:port` for clients and agents.
-    pub api: String,
-    /// `host:port` for peers.
-    pub peer: String,
-    /// `host:port` for metrics and health.
-    pub http: String,
-    /// Its data directory.
-    pub data_dir: PathBuf,
-    /// None: it was killed or stopped.
-    pub process: Option<Process>,
-    /// What it advertises in place of `api` and `peer`, if it stands behind [`Links`].
-    doors: Option<(String, String)>,
-}
-
-impl NodeProcess {
-    /// Where its peers are told to reach it.
-    pub fn advertised_peer(&self) -> &str {
-        self.doors.as_ref().map_or(&self.peer, |(_, peer)| peer)
-    }
-
-    /// Where agents are told to reach it.
-    pub fn advertised_api(&self) -> &str {
-        self.doors.as_ref().map_or(&self.api, |(api, _)| api)
-    }
-}
-
-/// An agent's process.
-#[derive(Debug)]
-pub struct AgentProcess {
-    /// Its name.
-    pub name: String,
-    /// Its data directory.
-    pub data_dir: PathBuf,
-    /// None: it was killed or stopped.
-    pub process: Option<Process>,
-    /// Its way to the control nodes, if the options ask for one.
-    pub proxy: Option<Proxy>,
-    flags: Vec<String>,
-}
+use crate::{Cut, Links, Proxy, by_id, get};
 
 /// A cluster. See [`crate`].
 pub struct Cluster {
@@ -178,100 +88,6 @@ impl Cluster {
     /// Has logs and data stay when this is dropped, as when a test fails.
     pub fn keep(&mut self) {
         self.kept = true;
-    }
-
-    /// Starts a control node (again).
-    pub fn start_node(&mut self, index: usize) {
-        self.start_node_with(index, &[]);
-    }
-
-    /// Starts a control node (again), with more variables in its environment.
-    pub fn start_node_with(&mut self, index: usize, environment: &[(&str, &str)]) {
-        let peers: Vec<_> = self.nodes.iter().map(|node| node.advertised_peer().to_owned()).collect();
-        let mut command = self.server_command(index);
-        command.args(["--join", &peers.join(","), "--bootstrap-expect", &self.options.nodes.to_string()]);
-        if self.options.proxies {
-            // Agents learn this address from the cluster, and would go past their proxies: nobody listens there.
-            command.args(["--advertise-api", &format!("127.0.0.1:{}", index + 1)]);
-        }
-        command.args(&self.options.server_flags).envs(environment.iter().copied());
-        self.run_node(index, command);
-    }
-
-    fn run_node(&mut self, index: usize, command: Command) {
-        let log = self.folder().join(format!("{}.log", self.nodes[index].name));
-        let process = Process::start(command, &log);
-        if let Some(links) = &self.links {
-            links.introduce(process.pid(), Party::Node(index));
-        }
-        self.nodes[index].process = Some(process);
-    }
-
-    /// Starts an agent (again).
-    pub fn start_agent(&mut self, index: usize) {
-        let agent = &self.agents[index];
-        let servers = match &agent.proxy {
-            Some(proxy) => proxy.addresses.clone(),
-            None => self.nodes.iter().map(|node| node.advertised_api().to_owned()).collect(),
-        };
-        let log = self.folder().join(format!("a{index}.log"));
-        let mut command = Command::new(binary());
-        command.arg("agent").args(["--agent-id", &agent.name]).arg("--data-dir").arg(&agent.data_dir);
-        command.args(["--servers", &servers.join(",")]).args(&agent.flags).env("RUST_BACKTRACE", "1");
-        let process = Process::start(command, &log);
-        if let Some(links) = &self.links {
-            links.introduce(process.pid(), Party::Agent(index));
-        }
-        self.agents[index].process = Some(process);
-    }
-
-    /// Starts one more control node, with an empty data directory, that is to join.
-    pub async fn add_node(&mut self) {
-        let ports = Ports::take(3);
-        let addresses = [0, 1, 2].map(|index| ports.addresses()[index].clone());
-        self.ports.push(ports);
-        let index = self.nodes.len();
-        let data_dirs = self.options.data_dirs.as_deref().unwrap_or(self.folder()).to_owned();
-        self.nodes.push(NodeProcess::new(index, addresses, &data_dirs, self.links.as_mut()).await);
-        self.join_node(index);
-    }
-
-    /// Starts a control node that has no data (any more), and is to join the others.
-    pub fn join_node(&mut self, index: usize) {
-        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != index);
-        let joins: Vec<_> = others.map(|(_, node)| node.advertised_peer().to_owned()).collect();
-        let mut command = self.server_command(index);
-        command.args(["--join", &joins.join(",")]).args(&self.options.server_flags);
-        self.run_node(index, command);
-    }
-
-    /// Sets a node's wall clock, which runs on from there, so many seconds off the true time.
-    ///
-    /// # Panics
-    /// If the options do not ask for clocks.
-    pub fn set_clock(&self, index: usize, seconds: i64) {
-        assert!(self.options.clocks, "the options ask for clocks that can be set");
-        faketime::set(&self.clock_of(index), seconds);
-    }
-
-    /// The file that says how far a node's wall clock is off.
-    pub fn clock_of(&self, index: usize) -> PathBuf {
-        self.folder().join(format!("{}.clock", self.nodes[index].name))
-    }
-
-    fn server_command(&self, index: usize) -> Command {
-        let node = &self.nodes[index];
-        let mut command = Command::new(binary());
-        command.arg("server").args(["--name", &node.name]).arg("--data-dir").arg(&node.data_dir);
-        command.args(["--listen-api", &node.api, "--listen-peer", &node.peer, "--listen-http", &node.http]);
-        if let Some((api, peer)) = &node.doors {
-            command.args(["--advertise-api", api, "--advertise-peer", peer]);
-        }
-        if self.options.clocks {
-            faketime::prepare(&mut command, &self.clock_of(index));
-        }
-        command.env("RUST_BACKTRACE", "1");
-        command
     }
 
     /// Waits until a control node ends by itself; its exit code, and what it has written since its last start.
@@ -485,31 +301,6 @@ impl Cluster {
             if list.sandboxes.is_empty() { Ok(()) } else { Err(format!("{} are left", list.sandboxes.len())) }
         })
         .await;
-    }
-}
-
-impl NodeProcess {
-    /// One that is not started yet.
-    async fn new(index: usize, addresses: [String; 3], data_dirs: &Path, links: Option<&mut Links>) -> Self {
-        let [api, peer, http] = addresses;
-        let doors = match links {
-            Some(links) => Some((links.door(index, &api).await, links.door(index, &peer).await)),
-            None => None,
-        };
-        let name = format!("n{index}");
-        Self { data_dir: data_dirs.join(&name), name, api, peer, http, process: None, doors }
-    }
-}
-
-impl ClusterOptions {
-    /// Those that are all alike, and the others.
-    fn all_agents(&self) -> impl Iterator<Item = AgentOptions> {
-        let words = format!("--slots {} --cpu 8 --memory 8GiB --terminate-grace 1s", self.slots);
-        let mut flags: Vec<_> = words.split(' ').map(str::to_owned).collect();
-        flags.extend(self.agent_flags.iter().cloned());
-        let alike = (0..self.agents)
-            .map(move |index| AgentOptions { name: format!("a{index}"), flags: flags.clone() });
-        alike.chain(self.fleet.iter().cloned())
     }
 }
 

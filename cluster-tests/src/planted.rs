@@ -57,6 +57,8 @@ pub struct Hunt {
     pub bug: Option<&'static str>,
     /// What was seen.
     pub found: Option<Found>,
+    /// Why the last campaign that told nothing did not: that is no proof of anything.
+    pub broke_off: Option<String>,
     /// How long all campaigns took.
     pub seconds: f64,
     /// How many there were.
@@ -66,7 +68,7 @@ pub struct Hunt {
 /// The first violation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Found {
-    /// Of which invariant; or what else went wrong.
+    /// Of which invariant.
     pub invariant: String,
     /// What was seen.
     pub what: String,
@@ -174,29 +176,32 @@ impl Programs {
         let faults = if options.all_faults { &[] } else { faults };
         let name = bug.map(Bug::name);
         let mut campaigns = 0;
-        let mut found = None;
+        let (mut found, mut broke_off) = (None, None);
         while found.is_none() && began.elapsed() < budget {
             let seed = options.seed + campaigns;
             let before = began.elapsed();
             let left = budget.saturating_sub(before);
             let lasts = if bug.is_some() { left.min(CAMPAIGN) } else { left };
             campaigns += 1;
-            found = self.campaign(name, seed, (faults, signs), lasts)?;
+            match self.campaign(name, seed, (faults, signs), lasts)? {
+                Ok(seen) => found = seen,
+                Err(why) => broke_off = Some(why),
+            }
             if let Some(found) = &mut found {
                 found.after_seconds += before.as_secs_f64();
             }
         }
-        Ok(Hunt { bug: name, found, seconds: began.elapsed().as_secs_f64(), campaigns })
+        Ok(Hunt { bug: name, found, broke_off, seconds: began.elapsed().as_secs_f64(), campaigns })
     }
 
-    /// The first violation that one campaign sees.
+    /// The first violation that one campaign sees; or why it told nothing.
     fn campaign(
         &self,
         bug: Option<&str>,
         seed: u64,
         (faults, signs): (&[&str], &[Invariant]),
         lasts: Duration,
-    ) -> anyhow::Result<Option<Found>> {
+    ) -> anyhow::Result<Result<Option<Found>, String>> {
         let temporary = tempfile::tempdir()?;
         let kept = match &self.keep {
             Some(keep) => keep.join(format!("{}-{seed}", bug.unwrap_or("none"))),
@@ -215,29 +220,23 @@ impl Programs {
         command.env(BINARY, &self.broken).env_remove(VARIABLE);
         command.envs(bug.map(|bug| (VARIABLE, bug)));
         command.stdin(Stdio::null()).stdout(File::create(&out)?).stderr(File::create(&log)?).process_group(0);
-        let began = Instant::now();
         let mut child = command.spawn().context("the campaign does not start")?;
         let ended = wait(&mut child, lasts + HANGS)?;
-        let seconds = began.elapsed().as_secs_f64();
         let report = std::fs::read(&out)?;
         let log = || std::fs::read_to_string(&log).unwrap_or_default().trim().to_owned();
-        let broke_off = |what: String| {
-            let invariant = "none: the campaign broke off".to_owned();
-            Some(Found { invariant, what, after_seconds: seconds, seed })
-        };
         Ok(match (ended, serde_json::from_slice::<Report>(&report)) {
             (Some(_), Ok(report)) => {
                 let seen = report.violations.into_iter().filter(|seen| signs.contains(&seen.invariant));
                 let first = seen.min_by(|a, b| a.seconds.total_cmp(&b.seconds));
-                first.map(|Violation { invariant, what, seconds }| Found {
+                Ok(first.map(|Violation { invariant, what, seconds }| Found {
                     invariant: invariant.title().to_owned(),
                     what,
                     after_seconds: seconds,
                     seed,
-                })
+                }))
             }
-            (Some(status), Err(_)) => broke_off(format!("{status}: {}", log())),
-            (None, _) => broke_off(format!("it did not end in time: {}", log())),
+            (Some(status), Err(_)) => Err(format!("{status}: {}", log())),
+            (None, _) => Err(format!("it did not end in time: {}", log())),
         })
     }
 }
@@ -265,9 +264,19 @@ fn wait(child: &mut Child, patience: Duration) -> anyhow::Result<Option<ExitStat
 }
 
 impl Hunt {
-    /// Whether it is as it should be: a bug was found, and where there is none nothing was.
+    /// Whether it is as it should be: a bug was found, and where there is none a whole campaign has seen nothing.
     pub fn is_good(&self) -> bool {
-        self.bug.is_some() == self.found.is_some()
+        match self.bug {
+            Some(_) => self.found.is_some(),
+            None => self.found.is_none() && self.broke_off.is_none(),
+        }
+    }
+
+    /// What there is to tell if nothing was found.
+    fn nothing(&self) -> String {
+        let broke_off = self.broke_off.as_ref().map(|why| format!("; one broke off: {}", shortened(why)));
+        let (seconds, campaigns) = (self.seconds, self.campaigns);
+        format!("nothing in {seconds:.0} s ({campaigns} campaigns{})", broke_off.unwrap_or_default())
     }
 }
 
@@ -279,7 +288,7 @@ impl fmt::Display for Hunt {
                 let Found { invariant, what, after_seconds, seed } = found;
                 write!(f, "{name}: {invariant} after {after_seconds:.1} s (seed {seed}): {}", shortened(what))
             }
-            None => write!(f, "{name}: nothing in {:.0} s ({} campaigns)", self.seconds, self.campaigns),
+            None => write!(f, "{name}: {}", self.nothing()),
         }
     }
 }
@@ -304,7 +313,7 @@ pub fn table(hunts: &[Hunt]) -> Table {
                 &found.seed.to_string(),
                 &shortened(&found.what),
             ]),
-            None => table.add_row([name, "nothing", &format!("in {:.0} s", hunt.seconds), "", ""]),
+            None => table.add_row([name, "nothing", "", "", &hunt.nothing()]),
         };
     }
     table
@@ -322,7 +331,15 @@ mod tests {
             after_seconds: 7.0,
             seed: 3,
         });
-        Hunt { bug, found, seconds: 60.0, campaigns: 2 }
+        Hunt { bug, found, broke_off: None, seconds: 60.0, campaigns: 2 }
+    }
+
+    #[test]
+    fn a_campaign_that_broke_off_has_neither_found_a_bug_nor_shown_that_there_is_none() {
+        let broke_off = |bug| Hunt { broke_off: Some("killed".into()), ..hunted(bug, false) };
+        assert!(!broke_off(Some("x")).is_good() && !broke_off(None).is_good());
+        let told = broke_off(None).to_string();
+        assert_eq!(told, "no bug: nothing in 60 s (2 campaigns; one broke off: killed)");
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl Draft {
         &self.events
     }
 
-    /// Ends the entry. The state that comes with it is what every replica will have once the entry is applied.
+    /// Ends the entry. The state that comes with it is what every replica will have once the entry is applied; it keeps no digest.
     pub fn seal(self, term: Term) -> (Entry, State) {
         let entry = Entry::from_body(self.base, term, self.time, self.events, self.body);
         let mut state = self.state;

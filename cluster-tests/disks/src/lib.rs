@@ -136,16 +136,19 @@ impl LoopDisk {
     /// Fills it with a file until no more than `leave` bytes are free. 0: until nothing more goes in.
     pub fn fill(&self, leave: u64) {
         let mut file = File::options().create(true).append(true).open(self.filler()).expect("it is writable");
-        // Most of it without writing: what is reserved for root too, as much as the file system gives. The rest is written.
+        // Most of it without writing, in as large pieces as the file system gives; what is reserved for root too, if nothing is to
+        // be left. The rest is written.
         let found = statvfs(&self.mount).expect("it is mounted");
-        let (mut taken, mut more) = (0, (found.blocks_free() * found.fragment_size()).saturating_sub(leave));
-        while more > BLOCK.len() as u64 {
+        let blocks = if leave == 0 { found.blocks_free() } else { found.blocks_available() };
+        let mut left = (blocks * found.fragment_size()).saturating_sub(leave);
+        let (mut taken, mut piece) = (0, left);
+        while piece > BLOCK.len() as u64 {
             let number = |bytes: u64| i64::try_from(bytes).expect("disks of tests are small");
             // The file grows by it: what is appended comes behind.
-            if fallocate(&file, FallocateFlags::empty(), number(taken), number(more)).is_ok() {
-                taken += more;
+            if fallocate(&file, FallocateFlags::empty(), number(taken), number(piece)).is_ok() {
+                (taken, left) = (taken + piece, left - piece);
             }
-            more /= 2;
+            piece = (piece / 2).min(left);
         }
         while self.free() > leave || leave == 0 {
             // The last block goes in in part.

@@ -10,7 +10,7 @@ use sandkeeper_statemachine::{
 };
 use uuid::Uuid;
 
-/// The term in which everything is decided.
+/// The term in which everything is decided, unless another one is said.
 pub const TERM: Term = 1;
 /// Between two commands, nanoseconds; with it a request is remembered for 60,000 of them.
 const STEP: i64 = 1_000_000;
@@ -36,6 +36,7 @@ impl Default for Population {
 pub struct Lives {
     population: Population,
     state: State,
+    term: Term,
     /// Sandboxes begun so far.
     begun: u64,
     /// What has to be decided next.
@@ -69,7 +70,12 @@ impl Lives {
     /// A cluster with nothing in it.
     pub fn new(population: Population) -> Self {
         let next = (0..population.agents).map(Step::Agent).collect();
-        Self { population, state: State::new(), begun: 0, next }
+        Self { population, state: State::new(), term: TERM, begun: 0, next }
+    }
+
+    /// What follows is decided in this term.
+    pub fn lead_in(&mut self, term: Term) {
+        self.term = term;
     }
 
     /// The state after the entries so far.
@@ -91,7 +97,7 @@ impl Lives {
         let (actor, id, command) = self.command();
         let decided = draft.decide(&Request { actor, id, command }, &mut Counting(0));
         assert!(decided.is_ok(), "refused: {decided:?}");
-        let (entry, state) = draft.seal(TERM);
+        let (entry, state) = draft.seal(self.term);
         self.state = state;
         entry
     }

@@ -15,7 +15,6 @@ use super::invariants::{progress, single_life};
 use super::oracle::Oracle;
 use super::rig::Rig;
 use super::violation::{Breach, Invariant};
-use super::workload::liar::LIAR;
 use super::workload::{LIVES, QUIET, REAL};
 use crate::{alive, by_id, diary};
 
@@ -210,13 +209,10 @@ async fn converged(rig: &Rig) -> Result<(), String> {
     compare(&said, &running(rig.cluster.folder())).map_err(|breach| breach.what)?;
     let unknown = rig.ask_all(RUNS).list_unknown("").await;
     let unknown = unknown.map_err(|error| error.to_string())?;
-    // The agent that lies says of what is gone that it runs, and is believed until it has been told to end it: that is as it should be.
-    let honest = |unknown: &&v1::UnknownSandbox| unknown.agent_id != LIAR;
-    let sandboxes: Vec<_> = unknown.sandboxes.iter().filter(honest).collect();
-    if sandboxes.is_empty() && unknown.unheard_agents == 0 {
+    if unknown.sandboxes.is_empty() && unknown.unheard_agents == 0 {
         return Ok(());
     }
-    let unheard = unknown.unheard_agents;
+    let (sandboxes, unheard) = (&unknown.sandboxes, unknown.unheard_agents);
     Err(format!("agents run what the state does not know: {sandboxes:?}; {unheard} have said nothing"))
 }
 

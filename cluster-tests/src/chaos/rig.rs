@@ -3,6 +3,7 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -20,7 +21,8 @@ use tokio::time::{Instant, sleep};
 use super::oracle::Oracle;
 use super::violation::{Breach, Invariant};
 use super::workload::{QUIET, REAL, ROOMY, TIGHT};
-use crate::{AgentOptions, Cluster, ClusterOptions, Process, Raw, faketime};
+use crate::cluster::log_of_agent;
+use crate::{AgentOptions, Cluster, ClusterOptions, Links, Process, Raw, faketime};
 
 /// Agents that run processes.
 const REAL_AGENTS: usize = 3;
@@ -123,6 +125,19 @@ impl Rig {
             nodes: options.nodes,
             failovers: Vec::new(),
         })
+    }
+
+    /// All links between the parties.
+    ///
+    /// # Panics
+    /// Never: it is started with links.
+    pub fn links(&self) -> &Links {
+        self.cluster.links.as_ref().expect("a rig has links")
+    }
+
+    /// How often links have held bytes back so far, because they were cut.
+    pub fn held(&self) -> u64 {
+        self.links().tally().held.load(Ordering::Relaxed)
     }
 
     /// Where sandboxes write down their lives.
@@ -264,14 +279,16 @@ impl Rig {
     /// A process that has ended although no fault explains it breaks an invariant.
     pub fn sweep(&mut self) {
         let folder = self.cluster.folder().to_owned();
-        let nodes = self.cluster.nodes.iter_mut().map(|node| (&node.name, &mut node.process));
-        let agents = self.cluster.agents.iter_mut().map(|agent| (&agent.name, &mut agent.process));
-        for (name, process) in nodes.chain(agents) {
+        let nodes = self.cluster.nodes.iter_mut();
+        let nodes = nodes.map(|node| (&node.name, format!("{}.log", node.name), &mut node.process));
+        let agents = self.cluster.agents.iter_mut().enumerate();
+        let agents = agents.map(|(index, agent)| (&agent.name, log_of_agent(index), &mut agent.process));
+        for (name, log, process) in nodes.chain(agents) {
             if process.as_mut().is_none_or(|process| !process.has_ended()) {
                 continue;
             }
             *process = None;
-            let log = std::fs::read_to_string(folder.join(format!("{name}.log"))).unwrap_or_default();
+            let log = std::fs::read_to_string(folder.join(log)).unwrap_or_default();
             let last: Vec<_> = log.lines().rev().take(6).collect();
             let diverged = last.iter().any(|line| line.contains("has diverged"));
             let invariant = if diverged { Invariant::Digests } else { Invariant::Progress };

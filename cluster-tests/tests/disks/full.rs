@@ -53,6 +53,7 @@ async fn on_a_nearly_full_disk_creates_are_refused_and_all_else_goes_on() {
     assert!(!status_table(&cluster).await.contains("nearly full"));
 
     disk.fill(50 * MIB);
+    assert!((45 * MIB..=50 * MIB).contains(&disk.free()), "{} bytes are free", disk.free());
     creates_are_refused(&client, true).await;
     let refused = client.create(shell("third", "true")).await.unwrap_err();
     println!("{refused}");

@@ -19,7 +19,7 @@ async fn a_node_whose_disk_becomes_read_only_stops_and_starts_again_when_it_is_m
     // A write is refused; or an fsync fails, of what was written just before.
     let why = ["Read-only file system", "Input/output error"].into_iter().find(|why| error.contains(why));
     assert!(
-        error.contains("stopped because of a fault") && error.contains("/db") && why.is_some(),
+        error.contains("stopped because of a fault") && error.contains("/n0/log/") && why.is_some(),
         "{error}"
     );
     load.goes_on(50).await;

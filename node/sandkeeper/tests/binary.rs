@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sandkeeper_proto::v1;
 use sandkeeper_proto::v1::fleet_service_server::{FleetService, FleetServiceServer};
 use test_ports::Ports;
@@ -239,6 +242,36 @@ fn a_reader_that_goes_away_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().expect("it ends");
     assert_eq!((code(&output), text(&output.stderr).as_str()), (0, ""));
+}
+
+/// A control node whose log nobody reads any more: what it has to say is lost, and nothing else.
+#[test]
+fn a_server_goes_on_when_nobody_reads_its_log() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let ports = Ports::take(3);
+    let [api, peer, http] = [0, 1, 2].map(|index| ports.addresses()[index].clone());
+    let data_dir = folder.path().to_str().expect("a path of this test is text");
+    let parent = std::process::id().to_string();
+    let mut args = vec!["server", "--name", "alone", "--data-dir", data_dir, "--bootstrap-expect", "1"];
+    args.extend(["--join", &peer, "--listen-api", &api, "--listen-peer", &peer, "--listen-http", &http]);
+    args.extend(["--exit-with-parent", &parent]);
+    let mut child = command(&args).stderr(Stdio::piped()).spawn().expect("the binary can be run");
+    // Before it has anything to say.
+    drop(child.stderr.take());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut asked = run(&["capacity", "--servers", &api]);
+    while code(&asked) != 0 && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+        asked = run(&["capacity", "--servers", &api]);
+    }
+    assert_eq!(code(&asked), 0, "it does not serve: {}", text(&asked.stderr));
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).expect("it runs");
+    while child.try_wait().expect("it is this process's child").is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // If it has not ended it is killed, and has no exit code.
+    let _ = child.kill();
+    assert_eq!(child.wait().expect("it has ended").code(), Some(0), "it ends in order when it is asked to");
 }
 
 #[test]

@@ -94,14 +94,10 @@ impl Cut {
     }
 }
 
-fn held(rig: &Rig) -> u64 {
-    rig.cluster.links.as_ref().map_or(0, |links| links.tally().held.load(Ordering::Relaxed))
-}
-
 /// Gives all links of an agent this way a quality.
 fn set(rig: &Rig, agent: usize, way: Way, quality: Quality) {
     let agent = Party::Agent(agent);
-    rig.cluster.links.as_ref().expect("a rig has links").change(|weather| {
+    rig.links().change(|weather| {
         for node in (0..rig.cluster.nodes.len()).map(Party::Node) {
             if !matches!(way, Way::ToAgent) {
                 weather.insert((agent, node), quality);
@@ -116,13 +112,13 @@ fn set(rig: &Rig, agent: usize, way: Way, quality: Quality) {
 impl Fault for Cut {
     fn inject<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<()>> {
         self.agent = rig.some_agent();
-        self.before = held(rig);
+        self.before = rig.held();
         set(rig, self.agent, self.way, Quality { cut: true, ..Quality::default() });
         futures::future::ready(Ok(())).boxed_local()
     }
 
     fn heal<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<bool>> {
-        let proved = held(rig) > self.before;
+        let proved = rig.held() > self.before;
         set(rig, self.agent, Way::Both, Quality::default());
         futures::future::ready(Ok(proved)).boxed_local()
     }
@@ -144,7 +140,7 @@ impl Fault for Late {
     fn inject<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<()>> {
         async move {
             self.agent = rig.some_agent();
-            self.before = held(rig);
+            self.before = rig.held();
             let delay = rig.some_time(2_000..3_500);
             set(rig, self.agent, Way::ToAgent, Quality { delay, ..Quality::default() });
             sleep(delay + Duration::from_secs(1)).await;
@@ -155,7 +151,7 @@ impl Fault for Late {
     }
 
     fn heal<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<bool>> {
-        let proved = held(rig) > self.before;
+        let proved = rig.held() > self.before;
         set(rig, self.agent, Way::Both, Quality::default());
         futures::future::ready(Ok(proved)).boxed_local()
     }
@@ -170,7 +166,7 @@ pub(super) struct Storm;
 
 impl Storm {
     fn broken(rig: &Rig) -> u64 {
-        rig.cluster.links.as_ref().map_or(0, |links| links.tally().broken.load(Ordering::Relaxed))
+        rig.links().tally().broken.load(Ordering::Relaxed)
     }
 }
 
@@ -180,7 +176,7 @@ impl Fault for Storm {
             let before = Self::broken(rig);
             let agents: Vec<_> = (0..rig.vulnerable_agents()).map(Party::Agent).collect();
             for _ in 0..4 {
-                rig.cluster.links.as_ref().expect("a rig has links").break_connections(agents.clone());
+                rig.links().break_connections(agents.clone());
                 let pause = rig.some_time(100..800);
                 sleep(pause).await;
             }

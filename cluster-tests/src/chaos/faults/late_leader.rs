@@ -24,7 +24,7 @@ pub(super) struct LateLeader {
 }
 
 fn delayed(rig: &Rig) -> u64 {
-    rig.cluster.links.as_ref().map_or(0, |links| links.tally().delayed.load(Ordering::Relaxed))
+    rig.links().tally().delayed.load(Ordering::Relaxed)
 }
 
 impl Fault for LateLeader {
@@ -37,7 +37,7 @@ impl Fault for LateLeader {
             self.slow = (0..rig.cluster.agents.len())
                 .map(|agent| (Party::Node(leader), Party::Agent(agent)))
                 .collect();
-            let links = rig.cluster.links.as_ref().expect("a rig has links");
+            let links = rig.links();
             links.change(|weather| weather.extend(self.slow.iter().map(|link| (*link, quality))));
             let meanwhile = rig.some_time(800..1_500);
             sleep(meanwhile).await;

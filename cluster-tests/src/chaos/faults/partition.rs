@@ -1,7 +1,5 @@
 //! Partitions of the control nodes. Clients reach all of them; agents share a side, or not, by the dice.
 
-use std::sync::atomic::Ordering;
-
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use rand::RngExt;
@@ -36,10 +34,6 @@ impl Partition {
     }
 }
 
-fn held(rig: &Rig) -> u64 {
-    rig.cluster.links.as_ref().map_or(0, |links| links.tally().held.load(Ordering::Relaxed))
-}
-
 /// All pairs, both ways.
 fn between(one: &[Party], other: &[Party]) -> Vec<(Party, Party)> {
     one.iter().flat_map(|one| other.iter().flat_map(|other| [(*one, *other), (*other, *one)])).collect()
@@ -72,7 +66,7 @@ impl Partition {
 impl Fault for Partition {
     fn inject<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<()>> {
         async move {
-            self.held_before = held(rig);
+            self.held_before = rig.held();
             let mut cuts = self.cuts(rig).await;
             if rig.dice.random_bool(0.5) {
                 // Some agents are on one node's side only.
@@ -81,7 +75,7 @@ impl Fault for Partition {
                 cuts.extend(between(&[Party::Agent(lonely)], &[Party::Node(away)]));
             }
             let cut = Quality { cut: true, ..Quality::default() };
-            let links = rig.cluster.links.as_ref().expect("a rig has links");
+            let links = rig.links();
             links.change(|weather| weather.extend(cuts.iter().map(|way| (*way, cut))));
             self.cuts = cuts;
             Ok(())
@@ -90,7 +84,7 @@ impl Fault for Partition {
     }
 
     fn heal<'a>(&'a mut self, rig: &'a mut Rig) -> LocalBoxFuture<'a, anyhow::Result<bool>> {
-        let proved = held(rig) > self.held_before;
+        let proved = rig.held() > self.held_before;
         mend(rig, &self.cuts);
         futures::future::ready(Ok(proved)).boxed_local()
     }
@@ -102,7 +96,7 @@ impl Fault for Partition {
 
 /// These links are as good as new.
 pub(super) fn mend(rig: &Rig, links: &[(Party, Party)]) {
-    rig.cluster.links.as_ref().expect("a rig has links").change(|weather| {
+    rig.links().change(|weather| {
         weather.retain(|link, _| !links.contains(link));
     });
 }

@@ -33,7 +33,7 @@ impl Weather {
     }
 
     fn count(&self, rig: &Rig) -> u64 {
-        let tally = rig.cluster.links.as_ref().expect("a rig has links").tally();
+        let tally = rig.links().tally();
         let count = match self.kind {
             Kind::Loss => &tally.lost,
             Kind::Delay => &tally.delayed,
@@ -59,7 +59,7 @@ impl Fault for Weather {
         let pairs = nodes.iter().flat_map(|from| nodes.iter().map(move |to| (*from, *to)));
         let bad = pairs.filter(|(from, to)| from != to && (whole || *from == nodes[0] || *to == nodes[0]));
         self.bad = bad.map(|(from, to)| (Party::Node(from), Party::Node(to))).collect();
-        let links = rig.cluster.links.as_ref().expect("a rig has links");
+        let links = rig.links();
         links.change(|weather| weather.extend(self.bad.iter().map(|link| (*link, quality))));
         futures::future::ready(Ok(())).boxed_local()
     }

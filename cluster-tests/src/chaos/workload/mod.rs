@@ -1,7 +1,7 @@
 //! What the cluster is kept busy with, and what looks at it meanwhile.
 
 pub mod caller;
-pub mod liar;
+mod liar;
 mod looks;
 mod streams;
 mod tails;

@@ -82,3 +82,40 @@ fn wake(event: &Event, state: &State, sessions: &Sessions) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::history::Recorder;
+    use crate::history::fold::{LogSource, SourceError};
+    use crate::raft::replica::Publisher;
+    use crate::raft::types::LogEntry;
+
+    struct EmptyLog;
+
+    impl LogSource for EmptyLog {
+        fn entries_from(&self, _: u64, _: usize) -> BoxFuture<'_, Result<Vec<LogEntry>, SourceError>> {
+            futures::future::ready(Ok(Vec::new())).boxed()
+        }
+
+        fn first_index(&self) -> u64 {
+            0
+        }
+    }
+
+    /// A wait for news fails at once then, again and again.
+    #[tokio::test]
+    async fn it_ends_with_the_state_machine() {
+        let (publisher, replica) = Publisher::new();
+        let history = History::new(Recorder::new(0), replica.clone(), Arc::new(EmptyLog));
+        drop(publisher);
+        let run = run(history, replica, Sessions::default(), CancellationToken::new());
+        timeout(Duration::from_secs(10), run).await.expect("it ends by itself");
+    }
+}

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use openraft::EntryPayload;
 use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use sandkeeper_statemachine::Revision;
-use test_lives::TERM;
+use test_lives::{Lives, Population, TERM};
 
 use super::rig::{Running, Site, cluster, eventually, fill_log, leader};
 use crate::history::testing::bytes_in;
@@ -34,7 +34,8 @@ fn say(line: &str) {
 async fn fill(site: &Site) -> Revision {
     let folder = site.data_dir().join("log");
     let before = bytes_in(&folder);
-    let lives = fill_log(site, wanted_entries()).await;
+    let mut lives = Lives::new(Population::default());
+    fill_log(site, &mut lives, wanted_entries()).await;
     let (number, events) = (lives.begun(), lives.state().revision());
     let each = (bytes_in(&folder) - before) / number;
     say(&format!("{events} events; on disk {each} bytes for each of {number} sandboxes"));

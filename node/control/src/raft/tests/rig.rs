@@ -13,7 +13,7 @@ use openraft::storage::{RaftLogStorage as _, RaftLogStorageExt as _};
 use sandkeeper_proto::internal::{ForwardRequest, ForwardResponse};
 use sandkeeper_statemachine::{Digest, Revision};
 use tempfile::TempDir;
-use test_lives::{Lives, Population, TERM};
+use test_lives::Lives;
 use test_ports::Ports;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -246,22 +246,23 @@ pub(super) async fn all_equal(nodes: &[Running], revision: Revision) {
     assert!(digests.windows(2).all(|pair| pair[0] == pair[1]), "{digests:?}");
 }
 
-/// Fills the log of a node that is down with entries of sandboxes' lives, behind those that it has, up to an index.
-pub(super) async fn fill_log(site: &Site, end: u64) -> Lives {
+/// Fills the log of a node that is down with entries of sandboxes' lives, behind those that it has and in the term of the last
+/// one, up to an index.
+pub(super) async fn fill_log(site: &Site, lives: &mut Lives, end: u64) {
     let mut store = LogStore::open(&site.data_dir().join("log"), LogOptions::default()).unwrap();
-    let mut next = store.get_log_state().await.unwrap().last_log_id.unwrap().index + 1;
-    let mut lives = Lives::new(Population::default());
+    let last = store.get_log_state().await.unwrap().last_log_id.unwrap();
+    lives.lead_in(last.leader_id.term);
+    let mut next = last.index + 1;
     while next < end {
         let batch: Vec<_> = (next..end.min(next + 1_000))
             .map(|index| {
                 let payload = EntryPayload::Normal(EntryData::new(lives.decide()));
-                LogEntry { log_id: LogId::new(TERM.into(), index), payload }
+                LogEntry { log_id: LogId { index, ..last }, payload }
             })
             .collect();
         next += batch.len() as u64;
         store.blocking_append(batch).await.unwrap();
     }
-    store.save_committed(Some(LogId::new(TERM.into(), next - 1))).await.unwrap();
+    store.save_committed(Some(LogId { index: next - 1, ..last })).await.unwrap();
     store.shutdown().await.unwrap();
-    lives
 }

@@ -15,8 +15,6 @@ use crate::output::with_progress;
 
 /// Three digits: a thousandth of what is measured.
 const DIGITS: u8 = 3;
-/// What takes longer is told as this long: an hour, in microseconds.
-const LONGEST: u64 = 3_600_000_000;
 
 /// How much is asked for, and how long.
 #[derive(Debug)]
@@ -47,7 +45,7 @@ pub struct Found {
 impl Found {
     /// Nothing yet.
     pub fn new() -> Self {
-        let latency = Histogram::new_with_max(LONGEST, DIGITS).expect("bounds that it can have");
+        let latency = Histogram::new(DIGITS).expect("a precision that it can have");
         Self { done: 0, took: Duration::ZERO, latency, errors: BTreeMap::new() }
     }
 
@@ -57,7 +55,7 @@ impl Found {
             Ok(done) => {
                 self.done += done;
                 let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.latency.saturating_record(micros.max(1));
+                self.latency.record(micros).expect("it grows as it must");
             }
             Err(error) => *self.errors.entry(code(&error).to_owned()).or_default() += 1,
         }

@@ -70,7 +70,9 @@ pub async fn run(args: BenchArgs, globals: Globals) -> Result<(), CliError> {
     let measured = match Context::new(Globals { servers, ..globals }) {
         Ok(context) => tokio::select! {
             measured = measure(&args, &context) => measured,
-            ended = cluster.unexpected_exit() => Err(CliError::Failed(anyhow::anyhow!("{}", ended?))),
+            ended = cluster.unexpected_exit() => {
+                ended.and_then(|what| Err(CliError::Failed(anyhow::anyhow!(what))))
+            }
             _ = tokio::signal::ctrl_c() => Err(CliError::Shown),
         },
         Err(error) => Err(error),

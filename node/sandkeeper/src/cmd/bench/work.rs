@@ -19,6 +19,8 @@ use crate::output::with_progress;
 const LABEL: &str = "sandkeeper-bench";
 /// Terminations at a time, when it is cleaned up.
 const CLEANERS: usize = 64;
+/// What was terminated is gone within this time, or its agent does not answer.
+const GONE: Duration = Duration::from_mins(2);
 /// Between two looks whether all are gone.
 const LOOK: Duration = Duration::from_millis(50);
 /// Creates of one stream that wait for their answers.
@@ -93,11 +95,18 @@ impl Target {
             label_selector: self.label(),
             ..Default::default()
         };
+        let deadline = Instant::now() + GONE;
         let work = async {
             loop {
                 let mut made = self.clients[0].list_all(list.clone()).await?.sandboxes;
                 if made.is_empty() {
                     return Ok(());
+                }
+                if Instant::now() > deadline {
+                    let (left, label) = (made.len(), format!("{LABEL}={}", self.run));
+                    return Err(CliError::Failed(anyhow::anyhow!(
+                        "{left} sandboxes are not gone {GONE:?} after they were terminated: `sandkeeper list --label {label}`"
+                    )));
                 }
                 // The others are on their way.
                 made.retain(|sandbox| sandbox.phase() != v1::Phase::Terminating);
@@ -225,33 +234,35 @@ async fn streams(target: &Target, load: &Load) -> Result<Found, CliError> {
 
 async fn one_stream(target: Target, caller: u16, end: Instant) -> Found {
     let mut found = Found::new();
-    let mut stream = target.client(caller).create_stream(&target.namespace);
+    let (mut sender, mut answers) = target.client(caller).create_stream(&target.namespace).split();
     let mut sent: HashMap<u64, Instant> = HashMap::new();
     loop {
-        if sent.len() < IN_FLIGHT && Instant::now() < end {
+        let sends = sent.len() < IN_FLIGHT && Instant::now() < end;
+        if !sends && sent.is_empty() {
+            return found;
+        }
+        let began = Instant::now();
+        tokio::select! {
+            // First, or an answer would seem to take as long as it waits here.
+            biased;
+            answer = answers.next(), if !sent.is_empty() => match answer {
+                Some(Ok(answer)) => {
+                    let began = sent.remove(&answer.sequence).unwrap_or(began);
+                    found.note(began, answer.result.map(|_| 1));
+                }
+                Some(Err(error)) => {
+                    found.note(began, Err(error));
+                    return found;
+                }
+                None => return found,
+            },
             // The namespace is the stream's.
-            let create = v1::CreateSandboxRequest { namespace: String::new(), ..target.create() };
-            let began = Instant::now();
-            match stream.send(create).await {
-                Some(sequence) => drop(sent.insert(sequence, began)),
-                None => break,
+            sequence = sender.send(v1::CreateSandboxRequest { namespace: String::new(), ..target.create() }), if sends => {
+                match sequence {
+                    Some(sequence) => drop(sent.insert(sequence, began)),
+                    None => return found,
+                }
             }
-            continue;
-        }
-        if sent.is_empty() {
-            break;
-        }
-        match stream.next().await {
-            Some(Ok(answer)) => {
-                let began = sent.remove(&answer.sequence).unwrap_or(end);
-                found.note(began, answer.result.map(|_| 1));
-            }
-            Some(Err(error)) => {
-                found.note(end, Err(error));
-                break;
-            }
-            None => break,
         }
     }
-    found
 }
