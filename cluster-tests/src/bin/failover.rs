@@ -1,11 +1,13 @@
 //! How long callers wait when a leader dies: kills it with -9, and takes the time to the next create that the
-//! product's client gets acknowledged. Between two kills the cluster is whole again.
+//! product's client gets acknowledged, while others create and terminate. Between two kills the cluster is whole again.
 //!
 //! ```text
-//! cargo run --release -p cluster-tests --bin failover -- --kills 20
+//! cargo run --release -p cluster-tests --bin failover -- --kills 100 --writers 16
 //! ```
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -17,9 +19,13 @@ use futures::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use sandkeeper_client::{Client, v1};
 use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 /// Slots for the creates that are timed.
 const SPARE_SLOTS: u64 = 16;
+/// Slots for each writer: what it has terminated takes a moment to go.
+const WRITER_SLOTS: u64 = 64;
 /// Creates in flight while the cluster is filled.
 const CONCURRENCY: usize = 64;
 
@@ -36,6 +42,9 @@ struct Args {
     /// Sandboxes that run all the while: what a new leader has to look after
     #[arg(long, default_value_t = 0)]
     sandboxes: u64,
+    /// Callers that create and terminate without a pause while the leader is killed
+    #[arg(long, default_value_t = 0)]
+    writers: u64,
     /// Simulated agents, in one process
     #[arg(long, default_value_t = 2)]
     agents: u64,
@@ -56,6 +65,8 @@ struct Kill {
     client_of: String,
     /// From just before the signal to the answer.
     millis: f64,
+    /// What the writers got done around it: sandboxes created and terminated.
+    written: u64,
 }
 
 /// All kills.
@@ -63,13 +74,21 @@ struct Kill {
 struct Report {
     nodes: usize,
     sandboxes: u64,
+    writers: u64,
     agents: u64,
     server_flags: String,
     kills: Vec<Kill>,
     min_millis: f64,
     median_millis: f64,
     p90_millis: f64,
+    p99_millis: f64,
     max_millis: f64,
+}
+
+/// Callers that create and terminate without a pause.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    tasks: JoinSet<anyhow::Result<u64>>,
 }
 
 #[tokio::main]
@@ -82,7 +101,7 @@ async fn main() -> anyhow::Result<()> {
     let options = ClusterOptions {
         nodes: args.nodes,
         agents: 1,
-        slots: args.sandboxes.div_ceil(args.agents) + SPARE_SLOTS,
+        slots: (args.sandboxes + args.writers * WRITER_SLOTS).div_ceil(args.agents) + SPARE_SLOTS,
         server_flags: words(&args.server_flags),
         agent_flags: words(&format!("--runtime simulated --count {}", args.agents)),
         ..ClusterOptions::default()
@@ -160,6 +179,7 @@ async fn kill_leader(
     let order: Vec<usize> = (0..count).map(|index| (leader + number + index) % count).collect();
     let client = cluster.client_of(&order);
     create_and_terminate(&client, format!("before-{number}")).await.context("before the kill")?;
+    let writers = Writers::start(cluster, args.writers, number).await?;
     bar.set_message(format!("killing {}", cluster.nodes[leader].name));
     let began = Instant::now();
     cluster.kill_node(leader);
@@ -168,13 +188,57 @@ async fn kill_leader(
     let took = began.elapsed();
     let sandbox = created.sandbox.context("a create is answered with a sandbox")?;
     end(&client, &sandbox.sandbox_id).await?;
+    let written = writers.stop().await?;
     cluster.start_node(leader);
     Ok(Kill {
         number,
         leader: cluster.nodes[leader].name.clone(),
         client_of: cluster.nodes[order[0]].name.clone(),
         millis: millis(took),
+        written,
     })
+}
+
+impl Writers {
+    /// Returns when each of them has written once.
+    async fn start(cluster: &Cluster, count: u64, kill: usize) -> anyhow::Result<Self> {
+        let (stop, wrote) = (Arc::new(AtomicBool::new(false)), Arc::new(Semaphore::new(0)));
+        let mut tasks = JoinSet::new();
+        for writer in 0..count {
+            let (client, stop, wrote) = (cluster.client(), Arc::clone(&stop), Arc::clone(&wrote));
+            tasks.spawn(async move {
+                let mut written = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    create_and_terminate(&client, format!("load-{kill}-{writer}-{written}")).await?;
+                    written += 1;
+                    if written == 1 {
+                        wrote.add_permits(1);
+                    }
+                }
+                Ok(written)
+            });
+        }
+        let mut writers = Self { stop, tasks };
+        let all = u32::try_from(count).context("--writers is too high")?;
+        tokio::select! {
+            permits = wrote.acquire_many(all) => drop(permits?),
+            // One that ends before it is told to has failed.
+            Some(ended) = writers.tasks.join_next() => {
+                ended??;
+            }
+        }
+        Ok(writers)
+    }
+
+    /// Ends them; how much they have written.
+    async fn stop(mut self) -> anyhow::Result<u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut written = 0;
+        while let Some(ended) = self.tasks.join_next().await {
+            written += ended?.context("a writer")?;
+        }
+        Ok(written)
+    }
 }
 
 async fn create_and_terminate(client: &Client, name: String) -> anyhow::Result<()> {
@@ -209,11 +273,13 @@ impl Report {
         Self {
             nodes: args.nodes,
             sandboxes: args.sandboxes,
+            writers: args.writers,
             agents: args.agents,
             server_flags: args.server_flags.clone(),
             min_millis: quantile(&sorted, 0.0),
             median_millis: quantile(&sorted, 0.5),
             p90_millis: quantile(&sorted, 0.9),
+            p99_millis: quantile(&sorted, 0.99),
             max_millis: quantile(&sorted, 1.0),
             kills,
         }
@@ -222,13 +288,14 @@ impl Report {
     fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(UTF8_BORDERS_ONLY);
-        table.set_header(["kills of the leader", "min", "median", "p90", "max"]);
+        table.set_header(["kills of the leader", "min", "median", "p90", "p99", "max"]);
         let text = |millis: f64| format!("{millis:.0} ms");
         table.add_row([
             self.kills.len().to_string(),
             text(self.min_millis),
             text(self.median_millis),
             text(self.p90_millis),
+            text(self.p99_millis),
             text(self.max_millis),
         ]);
         table

@@ -2,7 +2,7 @@ use std::process::id;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::*;
 
@@ -85,4 +85,27 @@ async fn links_are_slow_narrow_lossy_and_break() {
     links.break_connections(vec![Party::Agent(1)]);
     links.break_connections(vec![Party::Agent(0)]);
     assert_eq!(agent.read(&mut [0]).await.unwrap_or(0), 0, "it is broken");
+}
+
+#[tokio::test]
+async fn behind_a_node_that_has_ended_the_door_is_closed() {
+    let mut links = Links::new();
+    let ports = Ports::take(1);
+    let node = TcpListener::bind(ports.socket(0)).await.unwrap();
+    let door = links.door(0, &ports.socket(0).to_string()).await;
+    drop(node);
+    let refused = async {
+        while TcpStream::connect(&door).await.is_ok() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), refused).await.expect("the door closes");
+    let node = TcpListener::bind(ports.socket(0)).await.unwrap();
+    let open = async {
+        while TcpStream::connect(&door).await.is_err() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(30), open).await.expect("the door opens");
+    assert!(timeout(Duration::from_secs(30), node.accept()).await.is_ok());
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use openraft::{Raft, SnapshotPolicy};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,7 @@ use crate::storage::snapshot::{SnapshotFile, SnapshotStore};
 use crate::storage::{StorageError, describe};
 
 mod confirm;
+mod dead_leader;
 mod hung_disk;
 mod proposal;
 mod snapshot_trigger;
@@ -101,6 +102,8 @@ pub(super) struct Inner {
     pub(super) snapshots: SnapshotState,
     /// One change of the membership at a time.
     pub(super) membership: Mutex<()>,
+    /// Some node's appends to this one have ended: perhaps its process has.
+    pub(super) appends_ended: Arc<Notify>,
     pub(super) cancel: CancellationToken,
     pub(super) tasks: TaskTracker,
     pub(super) log: LogStore,
@@ -165,6 +168,7 @@ impl RaftNode {
             store,
             snapshots,
             membership: Mutex::default(),
+            appends_ended: Arc::default(),
             cancel,
             tasks,
             log,
@@ -211,6 +215,8 @@ impl RaftNode {
         let (watched, cancelled) = (removal::watch(self.clone()), cancel.clone());
         tasks.spawn(async move { cancelled.run_until_cancelled(watched).await });
         let (watched, cancelled) = (hung_disk::watch(self.clone()), cancel.clone());
+        tasks.spawn(async move { cancelled.run_until_cancelled(watched).await });
+        let (watched, cancelled) = (dead_leader::watch(self.clone()), cancel.clone());
         tasks.spawn(async move { cancelled.run_until_cancelled(watched).await });
         if identity.cluster_id.is_none() {
             let keep = keep_cluster_id(replica.clone(), identity, data_dir);

@@ -19,6 +19,7 @@ use sandkeeper_proto::internal::{
 use sandkeeper_statemachine::DIGEST_FORM;
 use serde::Serialize;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -156,6 +157,15 @@ impl Failure {
     }
 }
 
+/// Tells that appends have ended, however they did: a connection that breaks drops what it carried.
+struct Ended(Arc<Notify>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
+}
+
 fn appends(
     incoming: Streaming<RaftMessage>,
     failure: Failure,
@@ -197,8 +207,9 @@ impl PeerService for PeerApi {
         let failure = Failure::default();
         let requests = appends(request.into_inner(), failure.clone());
         let results = self.node.inner.raft.stream_append(requests);
+        let ended = Ended(Arc::clone(&self.node.inner.appends_ended));
         let answers = results
-            .map(|result| match result {
+            .map(move |result| match (&ended, result).1 {
                 Ok(answer) => Ok(message(&answer)),
                 Err(stopped) => Err(Status::unavailable(stopped.to_string())),
             })

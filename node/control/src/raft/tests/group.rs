@@ -1,8 +1,11 @@
 //! Elections, writes, reads, changes of the group.
 
+use std::time::Duration;
+
 use tonic::Code;
 
 use super::rig::{Running, Site, all_equal, cluster, eventually, leader, soon, write};
+use crate::config::Config;
 use crate::history::testing::filler;
 use crate::raft::MembershipError;
 use crate::raft::ReadError;
@@ -258,4 +261,19 @@ async fn peers_compare_digests_at_one_revision() {
         assert_eq!(theirs.history_digest[..], ours.history.0);
         assert_eq!(theirs.state_digest[..], ours.state.0);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_whose_process_has_ended_is_replaced_without_waiting_for_its_silence() {
+    // By its silence alone it would take two minutes at least: longer than this test waits.
+    let timers = |config: &mut Config| config.election = (Duration::from_secs(40), Duration::from_secs(80));
+    let (_sites, mut nodes) = cluster(5, timers).await;
+    let mut written = write(&nodes, 3).await;
+    for _ in 0..2 {
+        let at = leader(&nodes).await;
+        nodes.remove(at).crash().await;
+        written += 1;
+        assert_eq!(write(&nodes, 1).await, written);
+    }
+    all_equal(&nodes, written).await;
 }
