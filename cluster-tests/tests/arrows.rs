@@ -1,7 +1,7 @@
 //! The arrows between the crates run one way, as `docs/architecture.md` draws them:
 //!
 //! ```text
-//! sandkeeper -> control, agent, client, proto      control -> statemachine, proto      agent, client -> proto
+//! sandkeeper -> control, agent, client, load, proto      control -> statemachine, proto      agent, client -> proto
 //! ```
 //!
 //! The tests of all of them may take `test-ports`, `test-disks` and, where there is a state, `test-lives`. Where bugs can be planted `planted-bugs` is asked, which is
@@ -17,8 +17,18 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 
 /// Each crate of ours, and the crates of ours that it may name (in any kind of dependency).
-const ARROWS: [(&str, &[&str]); 11] = [
-    ("cluster-tests", &["planted-bugs", "sandkeeper-client", "sandkeeper-proto", "test-disks", "test-ports"]),
+const ARROWS: [(&str, &[&str]); 12] = [
+    (
+        "cluster-tests",
+        &[
+            "planted-bugs",
+            "sandkeeper-client",
+            "sandkeeper-load",
+            "sandkeeper-proto",
+            "test-disks",
+            "test-ports",
+        ],
+    ),
     ("planted-bugs", &[]),
     (
         "sandkeeper",
@@ -27,6 +37,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "sandkeeper-agent",
             "sandkeeper-client",
             "sandkeeper-control",
+            "sandkeeper-load",
             "sandkeeper-proto",
             "test-ports",
         ],
@@ -44,6 +55,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "test-ports",
         ],
     ),
+    ("sandkeeper-load", &[]),
     ("sandkeeper-proto", &[]),
     ("sandkeeper-statemachine", &["planted-bugs", "test-lives"]),
     ("test-disks", &[]),

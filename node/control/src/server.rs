@@ -39,7 +39,7 @@ use crate::verification;
 const SHUTDOWN: Duration = Duration::from_secs(10);
 
 /// How long the next leader may take to take over; after that the election does it.
-const HAND_OVER: Duration = Duration::from_secs(1);
+pub(crate) const HAND_OVER: Duration = Duration::from_secs(1);
 
 /// Why a control node could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::{
-    Phase, Rejection, RequestKey, RequestResult, Revision, Sandbox, SandboxId, SandboxRef, State,
+    Phase, Rejection, RequestKey, RequestResult, Revision, Sandbox, SandboxRef, State,
 };
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -25,9 +25,13 @@ enum Progress {
     Ended,
 }
 
-/// What a state says of a STRONG create; `None`: not yet known.
-fn progress(state: &State, id: &SandboxId, key: &RequestKey) -> Option<Progress> {
-    let Some(sandbox) = state.sandbox(id) else {
+/// What a state says of a STRONG create; `None`: not yet known. `made`: the sandbox as it was when the request was decided, which
+/// is later than its creation if it was asked again.
+fn progress(state: &State, made: &Sandbox, key: &RequestKey) -> Option<Progress> {
+    if made.status.ever_ran {
+        return Some(Progress::Ran);
+    }
+    let Some(sandbox) = state.sandbox(&made.id) else {
         return Some(match state.result_of(key) {
             Some(RequestResult::RolledBack { reason }) => Progress::RolledBack(reason.clone()),
             _ => Progress::Ended,
@@ -55,7 +59,7 @@ impl Api {
         let replica = self.parts().raft.replica();
         let mut known = None;
         let wait = replica.wait_for(deadline, |view| {
-            known = if view.revision() < revision { None } else { progress(&view.state, id, key) };
+            known = if view.revision() < revision { None } else { progress(&view.state, made, key) };
             known.is_some()
         });
         let view = match self.unless_stopped(wait).await? {
@@ -67,8 +71,11 @@ impl Api {
         };
         match known {
             Some(Progress::Ran) => {
-                let sandbox = view.state.sandbox(id).unwrap_or(made);
-                Ok((convert::sandbox(sandbox, &view.state), view.revision()))
+                let sandbox = match view.state.sandbox(id) {
+                    Some(now) => convert::sandbox(now, &view.state),
+                    None => convert::gone(convert::sandbox(made, &view.state)),
+                };
+                Ok((sandbox, view.revision()))
             }
             Some(Progress::RolledBack(reason)) => Err(rejected(&Rejection::RolledBack { reason })),
             Some(Progress::Ended) | None => {
@@ -173,10 +180,12 @@ mod tests {
     fn a_strong_create_is_followed_to_its_end() {
         let mut world = World::with_agent();
         let (id, key) = world.create_strong("web");
-        assert_eq!(progress(&world.state, &id, &key), None, "allocated, not yet running");
+        let made = world.state.sandbox(&id).unwrap().clone();
+        assert_eq!(progress(&world.state, &made, &key), None, "allocated, not yet running");
         let mut ran = world.clone();
         ran.report(&id, ReportedState::Running { endpoints: vec![], lease_revision: 0 });
-        assert_eq!(progress(&ran.state, &id, &key), Some(Progress::Ran));
+        assert_eq!(progress(&ran.state, &made, &key), Some(Progress::Ran));
+        let asked_again = ran.state.sandbox(&id).unwrap().clone();
         ran.report(
             &id,
             ReportedState::Exited {
@@ -186,12 +195,15 @@ mod tests {
                 lease_over: false,
             },
         );
-        assert_eq!(progress(&ran.state, &id, &key), Some(Progress::Ran), "over, but it ran");
+        assert_eq!(progress(&ran.state, &made, &key), Some(Progress::Ran), "over, but it ran");
+        ran.terminate(&id);
+        assert!(ran.state.sandbox(&id).is_none());
+        assert_eq!(progress(&ran.state, &asked_again, &key), Some(Progress::Ran), "the first answer again");
         let mut ended = world.clone();
         ended.terminate(&id);
-        assert_eq!(progress(&ended.state, &id, &key), Some(Progress::Ended));
+        assert_eq!(progress(&ended.state, &made, &key), Some(Progress::Ended));
         world.report(&id, ReportedState::StartFailed { reason: "no such program".into() });
-        assert_eq!(progress(&world.state, &id, &key), Some(Progress::RolledBack("no such program".into())));
+        assert_eq!(progress(&world.state, &made, &key), Some(Progress::RolledBack("no such program".into())));
     }
 
     #[test]

@@ -8,10 +8,11 @@ use futures::StreamExt;
 use sandkeeper_proto::internal::{ForwardRequest, ForwardResponse};
 use sandkeeper_statemachine::Request;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Streaming;
 use tracing::{debug, warn};
 
 use super::Forwarded;
@@ -23,6 +24,9 @@ use crate::raft::types::{Member, NodeId};
 
 /// How long the leader may take to open the stream.
 const OPENING: Duration = Duration::from_secs(2);
+/// Before the next attempt, if the leader did not even open the stream. All who have commands meanwhile wait for it: each by itself
+/// would dial a leader that is dead, many times a second.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// A command that waits for the leader's answer.
 struct Pending {
@@ -88,17 +92,26 @@ impl Link {
     }
 }
 
+type Stream = (mpsc::Sender<ForwardRequest>, Streaming<ForwardResponse>);
+
+async fn open(peers: &Peers, leader: NodeId, member: &Member) -> Result<Stream, String> {
+    let mut client = peers.client(&member.peer_address, Some(leader)).map_err(|error| error.to_string())?;
+    let (outbound, requests) = mpsc::channel(256);
+    let opened = timeout(OPENING, client.forward(ReceiverStream::new(requests))).await;
+    let answers = opened
+        .map_err(|_| "the leader does not open the stream".to_owned())?
+        .map_err(|status| status.to_string())?;
+    Ok((outbound, answers.into_inner()))
+}
+
 /// Runs one stream until it ends; says why. What is pending then is dropped, and its senders try again.
 async fn run(peers: &Peers, leader: NodeId, member: &Member, mut waiting: mpsc::Receiver<Pending>) -> String {
-    let mut client = match peers.client(&member.peer_address, Some(leader)) {
-        Ok(client) => client,
-        Err(error) => return error.to_string(),
-    };
-    let (outbound, requests) = mpsc::channel(256);
-    let mut answers = match timeout(OPENING, client.forward(ReceiverStream::new(requests))).await {
-        Ok(Ok(answers)) => answers.into_inner(),
-        Ok(Err(status)) => return status.to_string(),
-        Err(_) => return "the leader does not open the stream".into(),
+    let (outbound, mut answers) = match open(peers, leader, member).await {
+        Ok(stream) => stream,
+        Err(why) => {
+            sleep(PAUSE).await;
+            return why;
+        }
     };
     let mut pending: BTreeMap<u64, oneshot::Sender<Forwarded>> = BTreeMap::new();
     let mut next_id = 0;
@@ -143,4 +156,55 @@ fn give(answer: &ForwardResponse, pending: &mut BTreeMap<u64, oneshot::Sender<Fo
     });
     // If the caller has gone there is nobody to tell.
     let _ = reply.send(forwarded);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use sandkeeper_statemachine::{Actor, Command};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::raft::LocalNode;
+
+    #[tokio::test]
+    async fn however_many_have_commands_a_leader_that_is_dead_is_dialled_at_intervals() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let member = Member { peer_address: listener.local_addr().unwrap().to_string(), ..Member::default() };
+        let dialled = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&dialled);
+        // It does not refuse, so that what comes can be counted; and it answers nobody.
+        let leader = tokio::spawn(async move {
+            while let Ok((caller, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                drop(caller);
+            }
+        });
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let local = Arc::new(LocalNode::new(1, Member::default(), 0, None));
+        let link = Arc::new(Link::new(Arc::new(Peers::new(local)), stop.clone(), tasks.clone()));
+        let request = Arc::new(Request { actor: Actor::Leader, id: None, command: Command::Housekeeping });
+        let began = Instant::now();
+        let callers = (0..64).map(|number| {
+            let (link, member, request) = (Arc::clone(&link), member.clone(), Arc::clone(&request));
+            async move {
+                // They did not all come at once.
+                sleep(Duration::from_micros(300 * number)).await;
+                for _ in 0..10 {
+                    let answer = link.send(2, &member, &request, Instant::now() + OPENING).await;
+                    assert!(matches!(answer, Forwarded::Undecided(_)));
+                    sleep(PAUSE).await;
+                }
+            }
+        });
+        futures::future::join_all(callers).await;
+        let intervals = began.elapsed().as_millis() / PAUSE.as_millis();
+        let dialled = dialled.load(Ordering::Relaxed);
+        assert!(u128::from(dialled) <= intervals + 1, "{dialled} times in {intervals} intervals");
+        leader.abort();
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
 }

@@ -24,7 +24,8 @@ use super::types::{LogId, TypeConfig};
 
 /// How long one round may take. A leader that can't reach a quorum for this long is likely no leader any more.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause before a read that found no leader looks again.
+/// Pause before a read that found no leader looks again; and of the rounds themselves, so that many such readers don't keep them
+/// going, each of which dials a leader that is dead.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Reads that wait for a round at once. More wait in the queue of whoever asks.
 const QUEUE: usize = 8192;
@@ -82,6 +83,9 @@ impl Rounds {
                 for reader in served.drain(..) {
                     // A reader whose deadline has passed is gone.
                     let _ = reader.send(found.clone());
+                }
+                if found.is_err() && cancel.run_until_cancelled(sleep(RETRY_PAUSE)).await.is_none() {
+                    return;
                 }
             }
         });
@@ -185,4 +189,41 @@ async fn any_round(raft: Raft<TypeConfig, StateMachine>, peers: Arc<Peers>, own:
         .map_err(|_| timed_out())?
         .map_err(|status| failed(reason(&status)))?;
     codec::decode(&answer.into_inner().log_id).map_err(|error| failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_wait_a_leader_that_does_not_answer_is_asked_at_intervals() {
+        let (tasks, cancel, asked) =
+            (TaskTracker::new(), CancellationToken::new(), Arc::new(AtomicU32::new(0)));
+        let count = Arc::clone(&asked);
+        let rounds = Rounds::start(&tasks, cancel.clone(), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { Err(ReadError::NoLeader("its port refuses".to_owned())) }
+        });
+        let readers = (0..200).map(|number| {
+            let rounds = rounds.clone();
+            async move {
+                // They did not all come at once.
+                sleep(Duration::from_micros(100 * number)).await;
+                for _ in 0..10 {
+                    assert!(rounds.find().await.is_err());
+                    sleep(RETRY_PAUSE).await;
+                }
+            }
+        });
+        let began = Instant::now();
+        futures::future::join_all(readers).await;
+        let intervals = began.elapsed().as_millis() / RETRY_PAUSE.as_millis();
+        let asked = asked.load(Ordering::Relaxed);
+        assert!(u128::from(asked) <= intervals + 1, "{asked} times in {intervals} intervals");
+        cancel.cancel();
+        tasks.close();
+        tasks.wait().await;
+    }
 }

@@ -76,15 +76,19 @@ impl Exchange {
 }
 
 /// Sends what `input` yields without waiting for answers, and yields the answers in order.
+///
+/// It is in `input` that openraft waits after the peer was not reachable. So nobody is dialled before the first append is there: a
+/// dead peer, whose port refuses at once, would be dialled thousands of times a second.
 pub(super) async fn pipeline<S>(
     link: &mut PeerLink,
-    input: S,
+    mut input: S,
 ) -> Result<AppendAnswers<'_>, RPCError<TypeConfig>>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
 {
+    let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
     let (requests, answers) = open(link).await?;
-    let pipeline = Pipeline {
+    let mut pipeline = Pipeline {
         link: &*link,
         input: Some(input),
         requests: Some(requests),
@@ -93,6 +97,7 @@ where
         owed: Owed::default(),
         stalled_at: Instant::now(),
     };
+    pipeline.waiting.extend(pipeline.owed.ask(first));
     Ok(Box::pin(stream::unfold(Some(pipeline), |state| async move {
         let mut pipeline = state?;
         match pipeline.next().await? {
@@ -155,13 +160,7 @@ where
                 }
                 request = next_request(self.input.as_mut()), if self.asks_for_more() => {
                     match request {
-                        Some(request) => {
-                            let parts = codec::split_append(request);
-                            self.owed.ask(&parts);
-                            self.waiting.extend(parts.iter().map(|part| {
-                                RaftMessage { payload: codec::encode_append(part) }
-                            }));
-                        }
+                        Some(request) => self.waiting.extend(self.owed.ask(request)),
                         None => self.input = None,
                     }
                 }
@@ -186,11 +185,14 @@ struct Owed {
 }
 
 impl Owed {
-    fn ask(&mut self, appends: &[AppendEntriesRequest<TypeConfig>]) {
-        let end = |append: &AppendEntriesRequest<TypeConfig>| {
-            append.entries.last().map(|entry| entry.log_id).or(append.prev_log_id)
+    /// Takes note of an append; the messages that it is sent in.
+    fn ask(&mut self, append: AppendEntriesRequest<TypeConfig>) -> Vec<RaftMessage> {
+        let end = |part: &AppendEntriesRequest<TypeConfig>| {
+            part.entries.last().map(|entry| entry.log_id).or(part.prev_log_id)
         };
-        self.ends.extend(appends.iter().map(end));
+        let parts = codec::split_append(append);
+        self.ends.extend(parts.iter().map(end));
+        parts.iter().map(|part| RaftMessage { payload: codec::encode_append(part) }).collect()
     }
 
     fn count(&self) -> usize {
@@ -243,7 +245,9 @@ mod tests {
     #[test]
     fn answers_to_appends_with_entries_are_passed_on_as_they_come() {
         let mut owed = Owed::default();
-        owed.ask(&[append(1, 3), append(4, 4), append(5, 6)]);
+        for part in [append(1, 3), append(4, 4), append(5, 6)] {
+            owed.ask(part);
+        }
         for last in [3, 4, 6] {
             assert!(owed.passes_on(Some(&Ok(Ok(Some(id(last)))))), "{last}");
         }
@@ -254,7 +258,8 @@ mod tests {
     #[test]
     fn an_answer_is_not_taken_for_one_to_a_later_append_without_entries() {
         let mut owed = Owed::default();
-        owed.ask(&[append(1, 3), append(4, 3)]);
+        owed.ask(append(1, 3));
+        owed.ask(append(4, 3));
         assert!(!owed.passes_on(Some(&Ok(Ok(Some(id(3)))))));
         assert_eq!(owed.count(), 1, "what is still owed is still waited for");
         assert!(owed.passes_on(Some(&Ok(Ok(Some(id(3)))))), "this is the answer to the later one");
@@ -271,7 +276,7 @@ mod tests {
                 passed += usize::from(owed.passes_on(Some(&Ok(Ok(Some(id(3)))))));
             }
             if now >= due && !owed.holds_back {
-                owed.ask(&[append(4, 3)]);
+                owed.ask(append(4, 3));
                 sent.push_back(now);
                 due = now + 50;
             }
@@ -282,7 +287,8 @@ mod tests {
     #[test]
     fn what_ends_the_stream_is_always_passed_on() {
         let mut owed = Owed::default();
-        owed.ask(&[append(1, 3), append(4, 3)]);
+        owed.ask(append(1, 3));
+        owed.ask(append(4, 3));
         assert!(owed.passes_on(None));
         let broken = Unreachable::from_string("it is gone").into();
         assert!(owed.passes_on(Some(&Err(broken))));

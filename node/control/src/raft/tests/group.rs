@@ -1,7 +1,11 @@
 //! Elections, writes, reads, changes of the group.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tonic::Code;
 
 use super::rig::{Running, Site, all_equal, cluster, eventually, leader, soon, write};
@@ -276,4 +280,33 @@ async fn a_leader_whose_process_has_ended_is_replaced_without_waiting_for_its_si
         assert_eq!(write(&nodes, 1).await, written);
     }
     all_equal(&nodes, written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_follower_is_dialled_at_intervals() {
+    let (sites, mut nodes) = cluster(3, |_| {}).await;
+    write(&nodes, 1).await;
+    let dead = (leader(&nodes).await + 1) % 3;
+    nodes.remove(dead).crash().await;
+    // In its place, so that who dials can be counted. It answers nobody.
+    let listener =
+        eventually("the port is free", || async { TcpListener::bind(sites[dead].address()).await.ok() })
+            .await;
+    let dialled = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&dialled);
+    let counts = tokio::spawn(async move {
+        while let Ok((caller, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::Relaxed);
+            drop(caller);
+        }
+    });
+    let began = Instant::now();
+    for _ in 0..100 {
+        write(&nodes, 1).await;
+    }
+    // The heartbeats of the leader, which begin anew each time, and the replication, with pauses of 50 ms and longer.
+    let (beats, pauses) = (began.elapsed().as_millis() / 100, began.elapsed().as_millis() / 50);
+    let dialled = u128::from(dialled.load(Ordering::Relaxed));
+    assert!(dialled <= beats + pauses + 10, "{dialled} times in {:?}", began.elapsed());
+    counts.abort();
 }

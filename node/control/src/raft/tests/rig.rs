@@ -30,6 +30,7 @@ use crate::raft::bootstrap::{BootstrapError, Entered, enter};
 use crate::raft::node::{Disk, ProposeError, StartError};
 use crate::raft::peer_service::{Forwarder, PeerApi};
 use crate::raft::types::{Applied, EntryData, LogEntry, LogId};
+use crate::server::HAND_OVER;
 use crate::storage::identity::NodeIdentity;
 use crate::storage::log::{LogOptions, LogStore};
 use crate::storage::snapshot::SnapshotStore;
@@ -142,8 +143,8 @@ impl Site {
 impl Running {
     /// As SIGTERM.
     pub(super) async fn stop(self) {
-        // A node that does not lead, or is alone, has nobody to hand over to.
-        let _ = self.node.hand_over(soon()).await;
+        // A node that does not lead, or is alone, has nobody to hand over to; and the last one that leads nobody who answers.
+        let _ = self.node.hand_over(Instant::now() + HAND_OVER).await;
         self.node.shutdown(soon()).await.unwrap();
         self.cancel.cancel();
         self.server.await.unwrap();

@@ -1,6 +1,5 @@
 //! `sandkeeper bench`: how much a cluster does, and how quickly it answers.
 
-mod load;
 mod report;
 mod work;
 
@@ -9,10 +8,10 @@ use std::time::Duration;
 
 use clap::Args;
 use sandkeeper_client::Client;
+use sandkeeper_load::{Load, Row, Summary};
 use uuid::Uuid;
 
-use self::load::Load;
-use self::report::{Row, table};
+use self::report::table;
 use self::work::{Target, Work};
 use super::dev;
 use crate::cli::{Context, Globals};
@@ -95,25 +94,25 @@ async fn measure(args: &BenchArgs, context: &Context) -> Result<(), CliError> {
         for work in &args.work {
             for callers in &args.concurrency {
                 let what = format!("round {round} of {}: {} by {callers}", args.rounds, work.name());
-                let load = Load { callers: *callers, duration: args.duration, rate: args.rate, what };
-                let found = work.run(&target, &load).await?;
-                match rows.iter_mut().find(|row| row.is(*work, *callers)) {
+                let load = Load { callers: *callers, duration: args.duration, rate: args.rate };
+                let found = work.run(&target, load, &what).await?;
+                match rows.iter_mut().find(|row| row.is(work.name(), *callers)) {
                     Some(row) => row.add(found),
-                    None => rows.push(Row::new(*work, *callers, found)),
+                    None => rows.push(Row::new(work.name(), *callers, found)),
                 }
             }
         }
     }
-    show(&rows, context.output)
+    let summaries: Vec<_> = rows.iter().map(Row::summary).collect();
+    show(&summaries, context.output)
 }
 
-fn show(rows: &[Row], output: Output) -> Result<(), CliError> {
+fn show(rows: &[Summary], output: Output) -> Result<(), CliError> {
     if !output.is_table() {
-        let summaries: Vec<_> = rows.iter().map(Row::summary).collect();
-        return output.value(&summaries);
+        return output.value(&rows);
     }
     text(&table(rows))?;
-    if rows.iter().any(Row::has_errors) {
+    if rows.iter().any(|row| !row.errors.is_empty()) {
         note("Some requests were refused or failed: -o json says how many of which code.");
     }
     Ok(())

@@ -8,10 +8,10 @@ use std::time::Duration;
 use clap::ValueEnum;
 use futures::{StreamExt, TryStreamExt, stream};
 use sandkeeper_client::{Client, ClientError, Code, v1};
-use tokio::task::JoinSet;
+use sandkeeper_load::{Found, Load};
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep};
 
-use super::load::{Found, Load};
 use crate::error::CliError;
 use crate::output::with_progress;
 
@@ -147,15 +147,19 @@ impl Work {
     }
 
     /// One round of it. What it makes is terminated before it returns, and is not measured.
-    pub async fn run(self, target: &Target, load: &Load) -> Result<Found, CliError> {
-        let found = match self {
-            Self::Create => creates(target, load).await,
-            Self::Batch => batches(target, load).await,
-            Self::Stream => streams(target, load).await,
-            Self::Cycle => cycles(target, load).await,
-            Self::Get => reads(target, load, v1::Consistency::Linearizable).await,
-            Self::GetLocal => reads(target, load, v1::Consistency::Local).await,
+    /// `what` is for the user: what goes on.
+    pub async fn run(self, target: &Target, load: Load, what: &str) -> Result<Found, CliError> {
+        let round = async {
+            match self {
+                Self::Create => creates(target, load).await,
+                Self::Batch => batches(target, load).await,
+                Self::Stream => streams(target, load).await,
+                Self::Cycle => cycles(target, load).await,
+                Self::Get => reads(target, load, v1::Consistency::Linearizable).await,
+                Self::GetLocal => reads(target, load, v1::Consistency::Local).await,
+            }
         };
+        let found = with_progress(what, round).await;
         target.clean_up().await?;
         found
     }
@@ -165,16 +169,17 @@ fn by_id(sandbox_id: String) -> v1::SandboxRef {
     v1::SandboxRef { sandbox_id, ..Default::default() }
 }
 
-async fn creates(target: &Target, load: &Load) -> Result<Found, CliError> {
+async fn creates(target: &Target, load: Load) -> Result<Found, CliError> {
     let target = target.clone();
     load.run(move |caller, _| {
         let (client, create) = (target.client(caller).clone(), target.create());
-        async move { client.create(create).await.map(|_| 1) }
+        async move { client.create(create).await.map(|_| 1).map_err(|error| code(&error)) }
     })
     .await
+    .map_err(panicked)
 }
 
-async fn batches(target: &Target, load: &Load) -> Result<Found, CliError> {
+async fn batches(target: &Target, load: Load) -> Result<Found, CliError> {
     let target = target.clone();
     load.run(move |caller, _| {
         let client = target.client(caller).clone();
@@ -184,41 +189,48 @@ async fn batches(target: &Target, load: &Load) -> Result<Found, CliError> {
             creates,
             ..Default::default()
         };
-        async move { client.batch_create(request).await.map(|answer| answer.sandboxes.len() as u64) }
-    })
-    .await
-}
-
-async fn cycles(target: &Target, load: &Load) -> Result<Found, CliError> {
-    let target = target.clone();
-    load.run(move |caller, _| {
-        let (client, create) = (target.client(caller).clone(), target.create());
         async move {
-            let id = client.create(create).await?.sandbox.unwrap_or_default().sandbox_id;
-            client.wait(by_id(id.clone()), [v1::Phase::Running]).await?;
-            let request =
-                v1::TerminateSandboxRequest { r#ref: Some(by_id(id.clone())), ..Default::default() };
-            client.terminate(request).await?;
-            client.wait(by_id(id), [v1::Phase::Gone]).await.map(|_| 1)
+            let made = client.batch_create(request).await.map_err(|error| code(&error))?;
+            Ok(made.sandboxes.len() as u64)
         }
     })
     .await
+    .map_err(panicked)
 }
 
-async fn reads(target: &Target, load: &Load, consistency: v1::Consistency) -> Result<Found, CliError> {
+async fn cycles(target: &Target, load: Load) -> Result<Found, CliError> {
+    let target = target.clone();
+    load.run(move |caller, _| {
+        let (client, create) = (target.client(caller).clone(), target.create());
+        async move { cycle(&client, create).await.map(|()| 1).map_err(|error| code(&error)) }
+    })
+    .await
+    .map_err(panicked)
+}
+
+async fn cycle(client: &Client, create: v1::CreateSandboxRequest) -> Result<(), ClientError> {
+    let id = client.create(create).await?.sandbox.unwrap_or_default().sandbox_id;
+    client.wait(by_id(id.clone()), [v1::Phase::Running]).await?;
+    let request = v1::TerminateSandboxRequest { r#ref: Some(by_id(id.clone())), ..Default::default() };
+    client.terminate(request).await?;
+    client.wait(by_id(id), [v1::Phase::Gone]).await.map(drop)
+}
+
+async fn reads(target: &Target, load: Load, consistency: v1::Consistency) -> Result<Found, CliError> {
     let made = target.clients[0].create(target.create()).await?;
     let id = made.sandbox.unwrap_or_default().sandbox_id;
     let read = v1::ReadOptions { consistency: consistency.into(), min_revision: made.revision };
     let target = target.clone();
     load.run(move |caller, _| {
         let (client, target) = (target.client(caller).clone(), by_id(id.clone()));
-        async move { client.get(target, read).await.map(|_| 1) }
+        async move { client.get(target, read).await.map(|_| 1).map_err(|error| code(&error)) }
     })
     .await
+    .map_err(panicked)
 }
 
 /// Each caller has a stream of its own, and sends as long as there are not too many on their way.
-async fn streams(target: &Target, load: &Load) -> Result<Found, CliError> {
+async fn streams(target: &Target, load: Load) -> Result<Found, CliError> {
     if load.rate.is_some() {
         let message = "--rate does not go with --work stream: its creates go as fast as they are answered";
         return Err(CliError::Usage(message.to_owned()));
@@ -227,13 +239,13 @@ async fn streams(target: &Target, load: &Load) -> Result<Found, CliError> {
     for caller in 0..load.callers {
         callers.spawn(one_stream(target.clone(), caller, began + load.duration));
     }
-    let mut found = load.gather(callers).await?;
+    let mut found = Found::gather(callers).await.map_err(panicked)?;
     found.took = began.elapsed();
     Ok(found)
 }
 
 async fn one_stream(target: Target, caller: u16, end: Instant) -> Found {
-    let mut found = Found::new();
+    let mut found = Found::default();
     let (mut sender, mut answers) = target.client(caller).create_stream(&target.namespace).split();
     let mut sent: HashMap<u64, Instant> = HashMap::new();
     loop {
@@ -248,10 +260,10 @@ async fn one_stream(target: Target, caller: u16, end: Instant) -> Found {
             answer = answers.next(), if !sent.is_empty() => match answer {
                 Some(Ok(answer)) => {
                     let began = sent.remove(&answer.sequence).unwrap_or(began);
-                    found.note(began, answer.result.map(|_| 1));
+                    found.note(began, answer.result.map(|_| 1).map_err(|error| code(&error)));
                 }
                 Some(Err(error)) => {
-                    found.note(began, Err(error));
+                    found.note(began, Err(code(&error)));
                     return found;
                 }
                 None => return found,
@@ -265,4 +277,19 @@ async fn one_stream(target: Target, caller: u16, end: Instant) -> Found {
             }
         }
     }
+}
+
+/// What errors are counted by.
+fn code(error: &ClientError) -> String {
+    let code = match error {
+        ClientError::Refused(refusal) => refusal.code_name(),
+        ClientError::Unreachable(_) => "UNREACHABLE",
+        ClientError::Deadline { .. } => "DEADLINE_EXCEEDED",
+        ClientError::Config(_) => "INVALID_ARGUMENT",
+    };
+    code.to_owned()
+}
+
+fn panicked(error: JoinError) -> CliError {
+    CliError::Failed(error.into())
 }

@@ -6,27 +6,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use sandkeeper_client::ClientError;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
-
-use crate::error::CliError;
-use crate::output::with_progress;
 
 /// Three digits: a thousandth of what is measured.
 const DIGITS: u8 = 3;
 
 /// How much is asked for, and how long.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Load {
     /// Callers at a time.
     pub callers: u16,
     /// For how long.
     pub duration: Duration,
-    /// Requests a second, if not as many as are answered.
+    /// Requests a second that begin, whatever comes of them (an open loop); None: each caller asks again as soon as it is
+    /// answered (a closed one).
     pub rate: Option<u32>,
-    /// For the user: what is going on.
-    pub what: String,
 }
 
 /// What one round found.
@@ -42,23 +37,36 @@ pub struct Found {
     pub errors: BTreeMap<String, u64>,
 }
 
-impl Found {
-    /// Nothing yet.
-    pub fn new() -> Self {
+impl Default for Found {
+    fn default() -> Self {
         let latency = Histogram::new(DIGITS).expect("a precision that it can have");
         Self { done: 0, took: Duration::ZERO, latency, errors: BTreeMap::new() }
     }
+}
 
-    /// Takes note of a request that was to begin at `began`, and of what came of it.
-    pub fn note(&mut self, began: Instant, result: Result<u64, ClientError>) {
+impl Found {
+    /// Takes note of a request that was to begin at `began`, and of what came of it: how much it has done, or the code of its error.
+    pub fn note(&mut self, began: Instant, result: Result<u64, String>) {
         match result {
             Ok(done) => {
                 self.done += done;
                 let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.latency.record(micros).expect("it grows as it must");
             }
-            Err(error) => *self.errors.entry(code(&error).to_owned()).or_default() += 1,
+            Err(code) => *self.errors.entry(code).or_default() += 1,
         }
+    }
+
+    /// Of `callers`: adds up what each of them found.
+    ///
+    /// # Errors
+    /// If one of them panicked.
+    pub async fn gather(mut callers: JoinSet<Self>) -> Result<Self, JoinError> {
+        let mut all = Self::default();
+        while let Some(found) = callers.join_next().await {
+            all.take_in(&found?);
+        }
+        Ok(all)
     }
 
     fn take_in(&mut self, other: &Self) {
@@ -100,11 +108,14 @@ impl Ticket {
 
 impl Load {
     /// Lets so many callers do `request` (given the caller's number, and the request's) for as long as it is to last. A request
-    /// says how much it has done.
-    pub async fn run<F, R>(&self, request: F) -> Result<Found, CliError>
+    /// says how much it has done, or the code of its error.
+    ///
+    /// # Errors
+    /// If `request` panics.
+    pub async fn run<F, R>(&self, request: F) -> Result<Found, JoinError>
     where
         F: Fn(u16, u64) -> R + Send + Sync + 'static,
-        R: Future<Output = Result<u64, ClientError>> + Send,
+        R: Future<Output = Result<u64, String>> + Send,
     {
         let start = Instant::now();
         let ticket = Ticket { start, end: start + self.duration, rate: self.rate, taken: AtomicU64::new(0) };
@@ -114,7 +125,7 @@ impl Load {
             let shared = Arc::clone(&shared);
             callers.spawn(async move {
                 let (request, ticket) = &*shared;
-                let mut found = Found::new();
+                let mut found = Found::default();
                 let mut number = 0;
                 while let Some(due) = ticket.next().await {
                     found.note(due, request(caller, number).await);
@@ -123,30 +134,9 @@ impl Load {
                 found
             });
         }
-        let mut found = self.gather(callers).await?;
+        let mut found = Found::gather(callers).await?;
         found.took = start.elapsed();
         Ok(found)
-    }
-
-    /// Adds up what all callers found.
-    pub async fn gather(&self, mut callers: JoinSet<Found>) -> Result<Found, CliError> {
-        let gathered = async {
-            let mut all = Found::new();
-            while let Some(found) = callers.join_next().await {
-                all.take_in(&found.map_err(anyhow::Error::from)?);
-            }
-            Ok(all)
-        };
-        with_progress(&self.what, gathered).await
-    }
-}
-
-fn code(error: &ClientError) -> &'static str {
-    match error {
-        ClientError::Refused(refusal) => refusal.code_name(),
-        ClientError::Unreachable(_) => "UNREACHABLE",
-        ClientError::Deadline { .. } => "DEADLINE_EXCEEDED",
-        ClientError::Config(_) => "INVALID_ARGUMENT",
     }
 }
 
@@ -155,7 +145,7 @@ mod tests {
     use super::*;
 
     fn load(rate: Option<u32>) -> Load {
-        Load { callers: 2, duration: Duration::from_secs(1), rate, what: "a test".to_owned() }
+        Load { callers: 2, duration: Duration::from_secs(1), rate }
     }
 
     #[tokio::test(start_paused = true)]
@@ -176,11 +166,11 @@ mod tests {
         let load = load(None);
         let found = load.run(|caller, number| async move {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            if caller == 0 && number == 0 { Err(ClientError::Unreachable(Vec::new())) } else { Ok(3) }
+            if caller == 0 && number == 0 { Err("UNREACHABLE".to_owned()) } else { Ok(3) }
         });
         let found = found.await.unwrap();
         assert_eq!((found.done, found.latency.len()), (27, 9));
         assert!(found.latency.max() < 210_000, "{}", found.latency.max());
-        assert_eq!(found.errors.values().sum::<u64>(), 1);
+        assert_eq!(found.errors, [("UNREACHABLE".to_owned(), 1)].into());
     }
 }
