@@ -2,11 +2,12 @@
 //! way: partitions without root.
 //!
 //! Every port of a node has a door of its own, which is what the node advertises. Who knocks there is found out from the
-//! kernel (`/proc`): which process has the other end of the connection. So the parties need to know nothing of this.
+//! kernel (`sock_diag`, `/proc`): which process has the other end of the connection. So the parties need to know nothing of this.
 
 mod carry;
 mod door;
 mod knock;
+mod sockets;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -2,15 +2,16 @@
 //! time are looked up together: one look costs as much as many.
 
 use std::collections::HashMap;
-use std::fs;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use super::sockets::{Sockets, held_by};
 use super::{Party, Shared};
 
 /// A process that was started this moment may not be introduced yet.
@@ -30,7 +31,11 @@ pub(super) struct Knock {
 }
 
 /// Looks everybody up who knocks, for as long as there are links.
+///
+/// # Panics
+/// If the kernel does not tell.
 pub(super) async fn look_up(mut knocks: mpsc::Receiver<Knock>, shared: Weak<Shared>) {
+    let sockets = Arc::new(Sockets::open().expect("the kernel can be asked for sockets (CONFIG_INET_DIAG)"));
     let mut open: Vec<(Knock, u32)> = Vec::new();
     loop {
         if open.is_empty() {
@@ -44,7 +49,9 @@ pub(super) async fn look_up(mut knocks: mpsc::Receiver<Knock>, shared: Weak<Shar
         }
         let Some(parties) = shared.upgrade().map(|shared| shared.parties().clone()) else { return };
         let ends: Vec<_> = open.iter().map(|(knock, _)| (knock.caller, knock.here)).collect();
-        let Ok(found) = spawn_blocking(move || holders(&ends, &parties)).await else { return };
+        let asked = Arc::clone(&sockets);
+        let Ok(found) = spawn_blocking(move || holders(&asked, &ends, &parties)).await else { return };
+        let found = found.expect("the kernel answers");
         let mut left = Vec::new();
         for ((knock, looks), found) in open.into_iter().zip(found) {
             match found {
@@ -71,42 +78,21 @@ enum Holder {
 }
 
 /// Who holds the sockets that are bound to the first address and connected to the second.
-fn holders(ends: &[(SocketAddr, SocketAddr)], parties: &HashMap<u32, Party>) -> Vec<Holder> {
-    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    let inodes: HashMap<(&str, &str), u64> = table.lines().filter_map(inode_of).collect();
-    let mine = sockets_of(std::process::id()).into_iter();
+fn holders(
+    sockets: &Sockets,
+    ends: &[(SocketAddr, SocketAddr)],
+    parties: &HashMap<u32, Party>,
+) -> io::Result<Vec<Holder>> {
+    let mine = held_by(std::process::id()).into_iter();
     let mut held: HashMap<_, _> = mine.map(|inode| (inode, Holder::Nobody)).collect();
     for (pid, party) in parties {
-        held.extend(sockets_of(*pid).into_iter().map(|inode| (inode, Holder::Party(*party))));
+        held.extend(held_by(*pid).into_iter().map(|inode| (inode, Holder::Party(*party))));
     }
     let holder = |(from, to): &(SocketAddr, SocketAddr)| {
-        let (Some(from), Some(to)) = (hexadecimal(*from), hexadecimal(*to)) else { return Holder::Stranger };
-        match inodes.get(&(from.as_str(), to.as_str())) {
-            None | Some(0) => Holder::Nobody,
-            Some(inode) => held.get(inode).copied().unwrap_or(Holder::Stranger),
-        }
+        Ok(match sockets.inode(*from, *to)? {
+            None => Holder::Nobody,
+            Some(inode) => held.get(&inode).copied().unwrap_or(Holder::Stranger),
+        })
     };
     ends.iter().map(holder).collect()
-}
-
-/// Of a line of `/proc/net/tcp`: both addresses, and the socket's inode.
-fn inode_of(line: &str) -> Option<((&str, &str), u64)> {
-    let mut fields = line.split_whitespace().skip(1);
-    let ends = (fields.next()?, fields.next()?);
-    Some((ends, fields.nth(6)?.parse().ok()?))
-}
-
-/// As `/proc/net/tcp` has it: the address as a number in the machine's byte order.
-fn hexadecimal(address: SocketAddr) -> Option<String> {
-    let SocketAddr::V4(address) = address else { return None };
-    let number = u32::from_ne_bytes(address.ip().octets());
-    Some(format!("{number:08X}:{:04X}", address.port()))
-}
-
-/// The sockets that a process has open; none if it is gone.
-fn sockets_of(pid: u32) -> Vec<u64> {
-    let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
-    let inode =
-        |link: std::path::PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-    files.flatten().filter_map(|file| inode(fs::read_link(file.path()).ok()?)).collect()
 }

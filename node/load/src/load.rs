@@ -46,6 +46,9 @@ impl Default for Found {
 
 impl Found {
     /// Takes note of a request that was to begin at `began`, and of what came of it: how much it has done, or the code of its error.
+    ///
+    /// # Panics
+    /// If there is no memory for the histogram to grow.
     pub fn note(&mut self, began: Instant, result: Result<u64, String>) {
         match result {
             Ok(done) => {

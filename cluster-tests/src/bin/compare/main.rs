@@ -5,7 +5,7 @@
 //! cargo run --release -p cluster-tests --features etcd --bin compare -- --rounds 5 --write docs/benchmarks.md
 //! ```
 //!
-//! It needs Debian's `etcd-server` (or any `etcd` in PATH, or ETCD), and `protobuf-compiler` to be built.
+//! It needs Debian's `etcd-server` (or any `etcd` in PATH, or ETCD), and `protobuf-compiler` and `libprotobuf-dev` to be built.
 #![allow(clippy::print_stdout, reason = "a program that reports")]
 
 mod etcd;
