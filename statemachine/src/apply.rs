@@ -14,7 +14,7 @@ use crate::event::{Event, EventKind, Header, SandboxCreated};
 use crate::ids::{AgentId, Generation, Revision, SandboxId, Term, Timestamp};
 use crate::spec::Capacity;
 use crate::state::digest::{digest_of, link};
-use crate::state::{Agent, AgentStatus, Cluster, Held, Phase, Restored, Sandbox, State, Status};
+use crate::state::{Agent, AgentStatus, Cluster, Drain, Held, Phase, Restored, Sandbox, State, Status};
 
 /// What became of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,7 @@ impl State {
             | EventKind::AgentCordoned
             | EventKind::AgentUncordoned
             | EventKind::AgentRecoveryResumed
+            | EventKind::AgentDraining { .. }
             | EventKind::AgentRemoved { .. } => self.apply_to_agent(header, &event.kind, time),
             EventKind::SandboxCreated(created) => self.create_sandbox(header, created, time),
             EventKind::RequestsPruned { until, limit } => self.prune_requests(*until, *limit),
@@ -119,6 +120,7 @@ impl State {
                 self.revision
             );
             assert!(self.held_by(id).next().is_none(), "agent {id} is removed, but holds allocations");
+            self.remove_drain(id);
             self.remove_agent(id);
             return;
         }
@@ -153,7 +155,16 @@ impl State {
                 agent.recovery_resumed = true;
             }
             EventKind::AgentCordoned => agent.cordoned = true,
-            EventKind::AgentUncordoned => agent.cordoned = false,
+            EventKind::AgentUncordoned => {
+                agent.cordoned = false;
+                self.remove_drain(id);
+            }
+            EventKind::AgentDraining { deadline, terminate } => {
+                agent.cordoned = true;
+                // Who asks again wants another deadline, or another end.
+                let since = self.drain(id).map_or(time, |known| known.since);
+                self.put_drain(id, Drain { since, deadline: *deadline, terminate: *terminate });
+            }
             _ => unreachable!("apply_event sends only agents' events here"),
         }
         agent.reason.clone_from(&header.reason);

@@ -149,6 +149,17 @@ pub enum Command {
         /// The create.
         create: Box<CreateSandbox>,
     },
+    /// No new sandboxes for it, and what it runs is to leave.
+    DrainAgent {
+        /// Which.
+        agent: AgentId,
+        /// Why, for people.
+        reason: String,
+        /// For how long that is waited for, nanoseconds; None: as long as it takes.
+        deadline: Option<i64>,
+        /// What is left at the deadline is ended.
+        terminate: bool,
+    },
 }
 
 impl Command {
@@ -177,6 +188,7 @@ impl Command {
             | Self::RehomeAgents { .. }
             | Self::ListUnknown { .. }
             | Self::RecoverAgent(_)
+            | Self::DrainAgent { .. }
             | Self::OpenStream { .. }
             | Self::KeepStream { .. } => false,
         }

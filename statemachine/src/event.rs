@@ -12,6 +12,13 @@ use crate::ids::{AgentId, Generation, Label, RequestId, Revision, SandboxId, San
 use crate::spec::{Actor, AgentSpec, FailurePolicy, Labels, SandboxSpec};
 use crate::state::StreamKey;
 
+/// The newest version of the events that a cluster may hold: a new cluster has it from its first event. An older one keeps
+/// to its own, so that a node of an older program, which can't read newer kinds, is never sent any.
+pub const CLUSTER_VERSION: u32 = 2;
+
+/// The version of the cluster from which on agents are drained.
+pub(crate) const DRAINS_SINCE: u32 = 2;
+
 /// One fact. Its revision and time follow from its place in the entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
@@ -181,6 +188,13 @@ pub enum EventKind {
         acknowledged_below: u64,
         /// See [`EventKind::StreamOpened`].
         ends: Timestamp,
+    },
+    /// No new sandboxes for it, and what it runs is to leave (see [`crate::Drain`]). Since version 2.
+    AgentDraining {
+        /// Until when that is waited for; None: without end.
+        deadline: Option<Timestamp>,
+        /// What is left then is ended.
+        terminate: bool,
     },
 }
 

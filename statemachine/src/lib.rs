@@ -33,7 +33,8 @@ pub use decide::{Adoption, Outcome, Surroundings, decide};
 pub use draft::Draft;
 pub use entry::{DecodeError, ENTRY_FORMAT, Entry, EntryHead, MAX_ENTRY_BYTES};
 pub use event::{
-    Event, EventKind, Header, RequestMemory, RequestRef, SandboxCreated, SandboxUpdate, Subject,
+    CLUSTER_VERSION, Event, EventKind, Header, RequestMemory, RequestRef, SandboxCreated, SandboxUpdate,
+    Subject,
 };
 pub use ids::{
     AgentId, Digest, Generation, Incarnation, InvalidName, Label, MAX_LABEL_BYTES, MAX_REQUEST_ID_BYTES,
@@ -45,8 +46,8 @@ pub use snapshot::{MAX_CHUNK_BYTES, SnapshotError};
 pub use spec::{Actor, AgentSpec, Capacity, FailurePolicy, Labels, Mode, Resources, SandboxSpec, Shape};
 pub use state::digest::{DIGEST_FORM, chain};
 pub use state::{
-    Agent, AgentStatus, BatchSandbox, Cluster, FleetCapacity, Held, Phase, RememberedBatch, RequestKey,
-    RequestRecord, RequestResult, Restored, Sandbox, State, Status, StreamAnswer, StreamClient, StreamKey,
-    TOGETHER_NANOS,
+    Agent, AgentStatus, BatchSandbox, Cluster, Drain, FleetCapacity, Held, Phase, RememberedBatch,
+    RequestKey, RequestRecord, RequestResult, Restored, Sandbox, State, Status, StreamAnswer, StreamClient,
+    StreamKey, TOGETHER_NANOS,
 };
 pub use unknown::{Adoptable, Origin, UnknownByAgent, UnknownSandbox};

@@ -7,12 +7,12 @@ use imbl::OrdSet;
 use planted_bugs::{Bug, planted};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Digest, Revision, Timestamp};
+use crate::ids::{AgentId, Digest, Revision, Timestamp};
 use crate::spec::Capacity;
 use crate::state::digest::{RecordSum, digest_of};
 use crate::state::{
-    Agent, Cluster, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State, StreamAnswer,
-    StreamClient, StreamKey,
+    Agent, Cluster, Drain, Held, Phase, RequestKey, RequestRecord, RequestResult, Sandbox, State,
+    StreamAnswer, StreamClient, StreamKey,
 };
 
 /// Records in one chunk: some hundred kilobytes of usual ones, some megabytes at worst (64 KiB of env each).
@@ -30,6 +30,8 @@ enum Chunk {
     End(Counts),
     Streams(Vec<(StreamKey, StreamClient)>),
     StreamAnswers(Vec<(StreamKey, u64, StreamAnswer)>),
+    /// Not written if there are none: see `state/drain.rs`.
+    Drains(Vec<(AgentId, Drain)>),
 }
 
 impl Chunk {
@@ -42,7 +44,8 @@ impl Chunk {
             Self::Requests(_) => 3,
             Self::Streams(_) => 4,
             Self::StreamAnswers(_) => 5,
-            Self::End(_) => 6,
+            Self::Drains(_) => 6,
+            Self::End(_) => 7,
         }
     }
 }
@@ -121,12 +124,14 @@ impl State {
             let one = |(sequence, answer): (&u64, &StreamAnswer)| (key.clone(), *sequence, answer.clone());
             stream.answers.iter().map(one)
         });
+        let drains = self.drains.iter().map(|(agent, drain)| (agent.clone(), *drain));
         std::iter::once(Chunk::Head(head))
             .chain(Batches(agents).map(Chunk::Agents))
             .chain(Batches(self.sandboxes.values().cloned()).map(Chunk::Sandboxes))
             .chain(Batches(requests).map(Chunk::Requests))
             .chain(Batches(streams).map(Chunk::Streams))
             .chain(Batches(answers).map(Chunk::StreamAnswers))
+            .chain(Batches(drains).map(Chunk::Drains))
             .chain(std::iter::once(end))
             .map(|chunk| {
                 bincode::serde::encode_to_vec(&chunk, bincode::config::standard())
@@ -221,6 +226,12 @@ impl State {
                 for (key, sequence, answer) in answers {
                     let first = self.stream_answer(&key, sequence).is_none();
                     first.then(|| self.put_stream_answer(&key, sequence, answer)).flatten()?;
+                }
+            }
+            Chunk::Drains(drains) => {
+                for (agent, drain) in drains {
+                    let first = self.agent(&agent).is_some() && self.drain(&agent).is_none();
+                    first.then(|| self.put_drain(&agent, drain))?;
                 }
             }
             Chunk::Head(_) | Chunk::End(_) => return None,

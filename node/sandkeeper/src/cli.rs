@@ -143,6 +143,16 @@ impl Context {
         self.client.with_deadline(self.globals.deadline.unwrap_or(deadline))
     }
 
+    /// The time for the whole command, if the user gave one.
+    pub fn chosen_deadline(&self) -> Option<Duration> {
+        self.globals.deadline
+    }
+
+    /// A client whose calls take their usual time, whatever the user gave the whole command.
+    pub fn prompt(&self) -> Client {
+        self.client.with_deadline(DEFAULT_DEADLINE)
+    }
+
     /// The namespace of what is named.
     pub fn namespace(&self) -> String {
         self.globals.namespace.clone().unwrap_or_else(|| "default".to_owned())

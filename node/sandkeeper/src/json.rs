@@ -37,6 +37,7 @@ named!(
     ConfirmRestoreResponse,
     CordonAgentResponse,
     CreateSandboxResponse,
+    DrainAgentResponse,
     Event,
     GetAgentResponse,
     GetCapacityResponse,

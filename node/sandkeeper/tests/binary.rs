@@ -84,6 +84,10 @@ impl FleetService for Fleet {
         Err(Status::unimplemented("no test asks for it"))
     }
 
+    async fn drain_agent(&self, _: Request<v1::DrainAgentRequest>) -> Answered<v1::DrainAgentResponse> {
+        Err(Status::unimplemented("no test asks for it"))
+    }
+
     async fn recover_agent(&self, _: Request<v1::RecoverAgentRequest>) -> Answered<v1::RecoverAgentResponse> {
         Err(Status::unimplemented("no test asks for it"))
     }

@@ -30,6 +30,9 @@ impl Draft {
             let reason = format!("waited too long for capacity; {}", sandbox.status.reason);
             self.fail(cause, &sandbox, None, None, &reason);
         }
+        if self.state().drains().next().is_some() {
+            self.drain_further(left, around);
+        }
         let state = self.state();
         if state.forgettable(now).next().is_some() || state.first_stream_over(now).is_some() {
             let kind = EventKind::RequestsPruned { until: now, limit: PRUNED_AT_ONCE };

@@ -8,6 +8,7 @@ mod agent;
 mod batch;
 mod cluster;
 mod create;
+mod drain;
 mod housekeeping;
 mod life;
 mod recovery;
@@ -195,6 +196,9 @@ impl Draft {
             Command::RegisterAgent(spec) => self.register_agent(cause, spec),
             Command::LoseAgent { agent, incarnation } => Ok(self.lose_agent(cause, agent, *incarnation)),
             Command::CordonAgent { agent, reason } => self.cordon_agent(cause, agent, reason),
+            Command::DrainAgent { agent, reason, deadline, terminate } => {
+                self.drain_agent(cause, agent, reason, *deadline, *terminate)
+            }
             Command::UncordonAgent(agent) => self.uncordon_agent(cause, agent),
             Command::RecoverAgent(agent) => self.recover_agent(cause, agent),
             Command::RemoveAgent { agent, fenced } => self.drop_agent(cause, agent, *fenced),
@@ -279,6 +283,7 @@ fn is_callers(command: &Command) -> bool {
         | Command::CordonAgent { .. }
         | Command::UncordonAgent(_)
         | Command::RecoverAgent(_)
+        | Command::DrainAgent { .. }
         | Command::RemoveAgent { .. } => true,
         Command::CreateCluster { .. }
         | Command::RegisterAgent(_)

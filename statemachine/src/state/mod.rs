@@ -11,6 +11,7 @@ mod cluster;
 #[cfg(debug_assertions)]
 mod corrupt;
 pub(crate) mod digest;
+mod drain;
 mod index;
 mod mass_loss;
 mod request;
@@ -23,6 +24,8 @@ use std::sync::Arc;
 
 pub use agent::{Agent, AgentStatus};
 pub use cluster::{Cluster, Restored};
+pub use drain::Drain;
+pub(crate) use drain::Leave;
 use imbl::{OrdMap, OrdSet};
 pub use mass_loss::TOGETHER_NANOS;
 pub use request::{BatchSandbox, RememberedBatch, RequestKey, RequestRecord, RequestResult};
@@ -49,6 +52,7 @@ pub struct State {
     // Behind an Arc: the map's nodes are half empty, and are copied when they change.
     pub(crate) requests: OrdMap<RequestKey, Arc<RequestRecord>>,
     pub(crate) streams: OrdMap<StreamKey, Stream>,
+    pub(crate) drains: OrdMap<AgentId, Drain>,
     // Indexes, kept by index.rs.
     names: OrdMap<SandboxName, SandboxId>,
     held: OrdSet<(AgentId, SandboxId, Generation)>,
@@ -121,6 +125,7 @@ impl State {
             self.sandboxes.values().for_each(|sandbox| sum.add(sandbox.digest()));
             self.requests.iter().for_each(|(key, record)| sum.add(record.digest(key)));
             self.streams.iter().for_each(|(key, stream)| stream.add_to(&mut sum, key));
+            self.drains.iter().for_each(|(agent, drain)| sum.add(drain.digest(agent)));
             sum
         })
     }
@@ -284,6 +289,7 @@ impl State {
             self.wait_ends.get_min().map(|(time, _)| *time),
             self.request_ends.get_min().map(|(time, _)| *time),
             self.stream_ends.get_min().map(|(time, _)| *time),
+            self.next_drain(),
         ];
         firsts.into_iter().flatten().min()
     }

@@ -11,6 +11,9 @@ use crate::*;
 
 const ENTRY: &str = include_str!("golden/entry-format-1.hex");
 const SNAPSHOT: &str = include_str!("golden/snapshot-format-1.hex");
+/// An entry and the chunks of a snapshot with what came with version 2 of the cluster, in format 1 too: kinds and chunks are
+/// only appended.
+const VERSION_2: &str = include_str!("golden/version-2.hex");
 /// The digests of the state in the snapshot, in [`DIGEST_FORM`] 1: the state's, and the history's.
 const DIGESTS: &str = include_str!("golden/digests-format-1.txt");
 
@@ -160,12 +163,36 @@ fn number(kind: &EventKind) -> u32 {
         EventKind::BatchCreated { .. } => 23,
         EventKind::StreamOpened { .. } => 24,
         EventKind::StreamKept { .. } => 25,
+        EventKind::AgentDraining { .. } => 26,
     }
+}
+
+/// Every kind of event that came with version 2 of the cluster, with and without what is optional.
+fn every_kind_of_version_2() -> Entry {
+    let kinds = [
+        EventKind::AgentDraining { deadline: None, terminate: false },
+        EventKind::AgentDraining { deadline: Some(Timestamp(i64::MAX)), terminate: true },
+    ];
+    let events = kinds.into_iter().enumerate().map(|(index, kind)| Event { header: header(index), kind });
+    Entry::new(41, 7, Timestamp(1_600_000_000_000_000_000), events.collect())
+}
+
+/// A state with everything that came with version 2 of the cluster.
+fn state_of_version_2() -> State {
+    let mut world = World::of_version(2);
+    for id in ["a1", "a2"] {
+        world.must(Command::RegisterAgent(Box::new(agent(id, 2))));
+        let (agent, reason) = (agent_id(id), "disk".to_owned());
+        let deadline = (id == "a1").then_some(60 * SECOND);
+        let terminate = deadline.is_some();
+        world.must(Command::DrainAgent { agent, reason, deadline, terminate });
+    }
+    world.state
 }
 
 /// A state with sandboxes in every phase, agents of every kind, and requests with every result.
 pub fn some_state() -> State {
-    let mut world = World::new();
+    let mut world = World::of_version(1);
     let mut number = 0;
     let mut ask = |world: &mut World, command: Command| {
         number += 1;
@@ -289,6 +316,18 @@ fn snapshots_of_format_1_are_written_and_read_as_ever() {
 }
 
 #[test]
+fn what_came_with_version_2_is_written_and_read_as_ever() {
+    let kept: Vec<_> = VERSION_2.lines().collect();
+    let (entry, state) = (every_kind_of_version_2(), state_of_version_2());
+    let chunks = state.snapshot_chunks().map(|chunk| hex(&chunk));
+    let written: Vec<_> = std::iter::once(hex(entry.encoded())).chain(chunks).collect();
+    assert_eq!(written, kept, "the encoding, or what is decided, has changed");
+    assert_eq!(Entry::decode(&Bytes::from(unhex(kept[0]))).unwrap(), entry);
+    let chunks = kept[1..].iter().map(|line| Ok::<_, std::io::Error>(unhex(line)));
+    assert!(State::from_snapshot_chunks(chunks).unwrap() == state);
+}
+
+#[test]
 fn the_golden_state_has_something_of_everything() {
     let state = some_state();
     let phases =
@@ -315,10 +354,15 @@ fn write_golden() {
     let chunks: Vec<_> = state.snapshot_chunks().map(|chunk| hex(&chunk) + "\n").collect();
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tests/golden");
     let digests = format!("{}\n{}\n", state.state_digest(), state.history_digest());
+    let newer = std::iter::once(hex(every_kind_of_version_2().encoded()) + "\n");
+    let chunks_of_newer = state_of_version_2();
+    let version_2: String =
+        newer.chain(chunks_of_newer.snapshot_chunks().map(|chunk| hex(&chunk) + "\n")).collect();
     for (name, content) in [
         ("entry-format-1.hex", hex(every_kind().encoded()) + "\n"),
         ("snapshot-format-1.hex", chunks.concat()),
         ("digests-format-1.txt", digests),
+        ("version-2.hex", version_2),
     ] {
         #[expect(clippy::disallowed_methods, reason = "a test writes")]
         std::fs::write(folder.join(name), content).unwrap();

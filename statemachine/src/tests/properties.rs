@@ -44,7 +44,7 @@ impl Run {
         run.decide(&[Request {
             actor: Actor::Leader,
             id: None,
-            command: Command::CreateCluster { cluster_id, cluster_version: 1 },
+            command: Command::CreateCluster { cluster_id, cluster_version: CLUSTER_VERSION },
         }]);
         run
     }
@@ -278,6 +278,7 @@ fn random_commands_reach_every_kind_of_event_and_refusal() {
         "AgentCordoned",
         "AgentUncordoned",
         "AgentRecoveryResumed",
+        "AgentDraining",
         "AgentRemoved",
     ];
     let sandboxes = ["SandboxCreated", "SandboxAllocated", "SandboxRunning", "SandboxFailed", "SandboxLost"];

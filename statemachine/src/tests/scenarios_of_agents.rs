@@ -295,6 +295,74 @@ scenarios! {
         uncordon nobody
         show
     ";
+    drains: "
+        agent a1 slots=4
+        agent a2 slots=1
+        cordon a2
+        create moves policy=auto
+        create moves-too policy=auto
+        create stays
+        report a1 moves 1 running
+        report a1 stays 1 running
+        # Nobody else has room yet: it waits for some.
+        drain a1 reason=new_disk for=60s id=r1
+        drain a1 reason=new_disk for=60s id=r1
+        housekeeping
+        create another
+        uncordon a2
+        housekeeping
+        # The old one is surely gone before the new one is announced.
+        report a1 moves-too 1 absent
+        report a2 moves-too 2 running
+        # Whoever asks to wait has nothing ended.
+        advance 61s
+        housekeeping
+        show
+        # The deadline moves, and now the rest is ended.
+        drain a1 for=5s terminate
+        housekeeping
+        advance 6s
+        housekeeping
+        report a1 #stays 1 absent
+        report a1 moves 1 absent
+        remove a1
+        show
+        # It gets nothing new until the drain is ended: then who waits has it.
+        uncordon a1
+        housekeeping
+        show
+    ";
+    drains_refused: "
+        agent a1 slots=4
+        drain a2
+        drain a1 terminate
+        drain a1 for=-1s
+        # At once.
+        create web
+        drain a1 for=0s terminate
+        housekeeping
+        lose a1
+        remove a1 fenced
+        show
+    ";
+    drains_of_the_lost: "
+        agent a1 slots=4
+        agent a2 slots=4
+        cordon a2
+        create keeps policy=auto
+        create ends
+        lose a1
+        uncordon a2
+        drain a1 for=1s terminate
+        advance 2s
+        # What the leader recovers by its lease is left to it.
+        housekeeping
+        recover keeps 1
+        housekeeping
+        agent a1 slots=4 start=2
+        report a1 #ends 1 absent start=2
+        show
+    ";
     removals: "
         agent a1 slots=4
         agent a2 slots=1

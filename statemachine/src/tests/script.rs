@@ -3,6 +3,7 @@
 //! ```text
 //! agent A [slots=1 cpu=8000 mem=8000 pool=p labels=k:v ledger=1 start=1]      lose A [ledger= start=]
 //! cordon A [reason=text]   uncordon A   remove A [fenced]   recover-agent A    image I A,B
+//! drain A [reason=text] [for=5s] [terminate]
 //! create NAME [strong] [wait=5s] [ttl=5s] [at=5s] [cpu= mem= ports=1,2 select=k:v pool= image= labels= policy=auto]
 //! update S [expire=5s|never] [labels=k:v] [policy=auto|manual] [timeout=5]     reset S   terminate S
 //! report A S GENERATION running|exited|start-failed|absent|refused [code=1] [reason=text] [endpoints=a:1] [expired]
@@ -176,6 +177,11 @@ impl Stage {
             "cordon" => {
                 let (agent, reason) = (agent_id(words.at(1)), words.text("reason"));
                 (Command::CordonAgent { agent, reason }, caller)
+            }
+            "drain" => {
+                let (agent, reason) = (agent_id(words.at(1)), words.text("reason"));
+                let (deadline, terminate) = (words.get("for").map(nanos), words.has("terminate"));
+                (Command::DrainAgent { agent, reason, deadline, terminate }, caller)
             }
             "recover-agent" => (Command::RecoverAgent(agent_id(words.at(1))), caller),
             "uncordon" => (Command::UncordonAgent(agent_id(words.at(1))), caller),

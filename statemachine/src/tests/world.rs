@@ -40,10 +40,14 @@ pub struct World {
 }
 
 impl World {
+    /// Of a cluster of the newest version.
     pub fn new() -> Self {
+        Self::of_version(CLUSTER_VERSION)
+    }
+
+    pub fn of_version(cluster_version: u32) -> Self {
         let mut world = Self { state: State::new(), now: START, around: Around::default() };
-        let create = Command::CreateCluster { cluster_id: Uuid::from_u128(0xc1), cluster_version: 1 };
-        world.must(create);
+        world.must(Command::CreateCluster { cluster_id: Uuid::from_u128(0xc1), cluster_version });
         world
     }
 

@@ -47,6 +47,15 @@ impl Client {
         unary!(self, fleet, uncordon_agent, Kind::SHORT, request)
     }
 
+    /// What this agent runs leaves it, and nothing new comes. Answered at once; [`Self::get_agent`] tells how far it is.
+    pub async fn drain_agent(
+        &self,
+        mut request: v1::DrainAgentRequest,
+    ) -> Result<v1::DrainAgentResponse, ClientError> {
+        with_request_id(&mut request.request_id);
+        unary!(self, fleet, drain_agent, Kind::SHORT, request)
+    }
+
     /// Recovers what a LOST agent ran although many agents were lost together with it.
     pub async fn recover_agent(
         &self,

@@ -99,6 +99,16 @@ impl FleetService for Api {
         Ok(Response::new(v1::UncordonAgentResponse { header, agent }))
     }
 
+    async fn drain_agent(&self, request: Request<v1::DrainAgentRequest>) -> Answer<v1::DrainAgentResponse> {
+        let call = Call::of(&request, DEFAULT_DEADLINE)?;
+        let command = convert::drain(request.into_inner(), call.actor, &self.parts().retention);
+        let command = command.map_err(|rejection| rejected(&rejection))?;
+        let changed = self.change_agent(command, call.deadline).await?;
+        let header = Some(self.header_written(changed.revision));
+        let agent = self.tell_changed(&changed, call.deadline).await?;
+        Ok(Response::new(v1::DrainAgentResponse { header, agent }))
+    }
+
     async fn recover_agent(
         &self,
         request: Request<v1::RecoverAgentRequest>,

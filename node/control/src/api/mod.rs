@@ -218,6 +218,7 @@ fn kind_of(command: &Command) -> &'static str {
         Command::TerminateSandbox(_) => "terminate_sandbox",
         Command::CordonAgent { .. } => "cordon_agent",
         Command::UncordonAgent(_) => "uncordon_agent",
+        Command::DrainAgent { .. } => "drain_agent",
         Command::RecoverAgent(_) => "recover_agent",
         Command::RemoveAgent { .. } => "remove_agent",
         Command::ConfirmRestore => "confirm_restore",

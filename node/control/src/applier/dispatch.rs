@@ -66,7 +66,10 @@ fn wake(event: &Event, state: &State, sessions: &Sessions) {
         if let Some(agent) = &subject.agent
             && !matches!(
                 event.kind,
-                EventKind::AgentCordoned | EventKind::AgentUncordoned | EventKind::AgentRecoveryResumed
+                EventKind::AgentCordoned
+                    | EventKind::AgentUncordoned
+                    | EventKind::AgentRecoveryResumed
+                    | EventKind::AgentDraining { .. }
             )
             && let Some(session) = sessions.get(agent)
         {

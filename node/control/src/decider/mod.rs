@@ -25,7 +25,9 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, StreamExt};
 use planted_bugs::{Bug, planted};
-use sandkeeper_statemachine::{Actor, Command, Draft, Outcome, Rejection, Request, State, Term};
+use sandkeeper_statemachine::{
+    Actor, CLUSTER_VERSION, Command, Draft, Outcome, Rejection, Request, State, Term,
+};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -55,9 +57,6 @@ const HOUSEKEEPING: Duration = Duration::from_millis(200);
 
 /// How often one look may be repeated at once while there is more to do (each forgets up to 1,000 requests).
 const HOUSEKEEPING_ROUNDS: usize = 4;
-
-/// The version of the events that a new cluster may hold.
-const CLUSTER_VERSION: u32 = 1;
 
 /// The command was not decided, or its fate is not known. It may be sent again with the same request id.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use sandkeeper_client::{Client, v1};
 
-use super::unknown;
+use super::{drain, unknown};
 use crate::cli::Context;
 use crate::error::CliError;
 use crate::{human, output};
@@ -11,7 +11,7 @@ use crate::{human, output};
 /// Look at the agents, and say which may take new sandboxes
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  sandkeeper agents list\n  sandkeeper agents cordon agent-1 --reason 'new disk'\n  \
+    after_help = "Examples:\n  sandkeeper agents list\n  sandkeeper agents drain agent-1 --deadline 10m\n  \
     sandkeeper agents remove agent-2 --fenced"
 )]
 pub struct AgentsArgs {
@@ -44,7 +44,7 @@ enum AgentsCommand {
         #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
         request_id: String,
     },
-    /// New sandboxes for this agent again
+    /// New sandboxes for this agent again: ends a cordon or a drain
     #[command(after_help = "Examples:\n  sandkeeper agents uncordon agent-1")]
     Uncordon {
         /// The agent
@@ -53,6 +53,20 @@ enum AgentsCommand {
         #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
         request_id: String,
     },
+    /// Empty an agent: nothing new comes, what may move moves, the rest is waited for
+    ///
+    /// Sandboxes with the failure policy auto-recreate move as soon as other agents have room: each is ended, and started anew
+    /// elsewhere when it is surely gone. All others are waited for. --deadline says for how long this command waits (without
+    /// it: as long as it takes); with --terminate, what is left then is ended: what can move waits for room elsewhere, all
+    /// else is terminated. What is left is told on standard error while it waits.
+    ///
+    /// The cluster drains the agent, not this command: it goes on if this command ends before, also under a new leader, until
+    /// `agents uncordon` or `agents remove`. Exit code 0: nothing is left on the agent; 1: something is.
+    #[command(
+        after_help = "Examples:\n  sandkeeper agents drain agent-1\n  sandkeeper agents drain agent-1 --deadline 10m --terminate\n  \
+        sandkeeper agents drain agent-1 --no-wait --reason 'new disk'"
+    )]
+    Drain(drain::DrainArgs),
     /// List what agents run and the state does not know
     ///
     /// Orphans bear this cluster's label and are removed after a grace period. What bears no label ran before
@@ -150,6 +164,7 @@ pub async fn run(args: AgentsArgs, context: &Context) -> Result<(), CliError> {
             let answer = client.uncordon_agent(v1::UncordonAgentRequest { request_id, agent_id }).await?;
             output.answer(&answer, |answer| rows(answer.agent.as_slice()))
         }
+        AgentsCommand::Drain(args) => drain::run(args, context).await,
         AgentsCommand::Unknown { agent_id } => unknown::list(agent_id, context).await,
         AgentsCommand::Adopt { agent_id, sandbox_ids, .. } => {
             unknown::adopt(agent_id, sandbox_ids, context).await
@@ -198,10 +213,16 @@ async fn recover(
     Ok(recovered)
 }
 
-/// READY, LOST, whether it is cordoned, and whether the recovery of what it ran is paused.
+/// READY, LOST, whether it is cordoned, drained or about to be, and whether the recovery of what it ran is paused.
 fn status(agent: &v1::Agent) -> String {
     let status = agent.status().as_str_name().trim_start_matches("AGENT_STATUS_");
-    let cordoned = if agent.cordoned { ",CORDONED" } else { "" };
+    let holds = agent.allocated.is_some_and(|allocated| allocated.slots > 0);
+    let cordoned = match (&agent.drain, holds) {
+        (Some(_), true) => ",DRAINING",
+        (Some(_), false) => ",DRAINED",
+        (None, _) if agent.cordoned => ",CORDONED",
+        (None, _) => "",
+    };
     let paused = if agent.recovery_paused { ",RECOVERY-PAUSED" } else { "" };
     format!("{status}{cordoned}{paused}")
 }
@@ -239,6 +260,7 @@ fn details(agent: &v1::Agent) -> String {
         ("status", status(agent)),
         ("reason", agent.reason.clone()),
         ("lost since", if agent.lost_since == 0 { String::new() } else { human::moment(agent.lost_since) }),
+        ("drain", agent.drain.as_ref().map_or_else(String::new, drain::in_words)),
         ("pool", agent.pool.clone()),
         ("labels", human::pairs(&agent.labels)),
         ("runtime", agent.runtime.clone()),
@@ -277,6 +299,12 @@ mod tests {
         agent-1   READY,CORDONED   default   process   1/4     0.5/2   64MiB/1GiB   -        0.1.0
         ");
         assert!(details(&agent).contains("session here   none"));
+        let drain = v1::Drain { since: 1_700_000_000_000_000_000, deadline: 0, terminate: false };
+        let draining = v1::Agent { drain: Some(drain), ..agent.clone() };
+        assert!(rows(std::slice::from_ref(&draining)).contains("READY,DRAINING "));
+        assert!(details(&draining).contains("since 2023-11-14 22:13:20.000Z, as long as it takes"));
+        let drained = v1::Agent { allocated: None, ..draining };
+        assert!(rows(std::slice::from_ref(&drained)).contains("READY,DRAINED "));
         assert!(!details(&agent).contains("lost since"));
         let lost = v1::Agent {
             status: v1::AgentStatus::Lost.into(),

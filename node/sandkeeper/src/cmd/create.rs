@@ -200,7 +200,8 @@ fn amount(flag: &str, value: u64) -> Result<i64, CliError> {
     i64::try_from(value).map_err(|_| CliError::Usage(format!("{flag} is too large")))
 }
 
-fn proto_duration(flag: &str, duration: Duration) -> Result<prost_types::Duration, CliError> {
+/// A duration, as the wire tells it.
+pub fn proto_duration(flag: &str, duration: Duration) -> Result<prost_types::Duration, CliError> {
     prost_types::Duration::try_from(duration).map_err(|_| CliError::Usage(format!("{flag} is too long")))
 }
 

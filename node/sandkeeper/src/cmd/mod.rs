@@ -11,6 +11,7 @@ pub mod completion;
 pub mod create;
 mod create_many;
 pub mod dev;
+mod drain;
 pub mod get;
 pub mod history;
 pub mod inspect;

@@ -12,6 +12,27 @@ pub fn check_records(state: &State) {
     check_allocations(state);
     check_sandboxes(state);
     check_requests(state);
+    check_drains(state);
+}
+
+/// An agent that is drained gets nothing new, and what is to move has not been forgotten.
+fn check_drains(state: &State) {
+    for (id, _) in state.drains() {
+        let agent = state.agent(id).expect("only an agent of the state is drained");
+        assert!(agent.cordoned, "agent {id} is drained, and not cordoned");
+        for (sandbox, generation) in state.held_by(id) {
+            let status = &sandbox.status;
+            let movable = matches!(status.phase, Phase::Allocated | Phase::Running)
+                && generation == status.generation
+                && status.held.len() == 1
+                && status.failure_policy == FailurePolicy::AutoRecreate
+                && !state.is_held_back(sandbox);
+            if movable && place(state, &sandbox.spec.shape(), None, Some(id)).is_some() {
+                let due = state.next_deadline().is_some_and(|due| due <= state.last_time());
+                assert!(due, "nobody moves {}", sandbox.id);
+            }
+        }
+    }
 }
 
 /// The table of requests is counted right, and no stream has more than its window.

@@ -49,6 +49,12 @@ pub enum Step {
         which: u8,
         request: Option<u8>,
     },
+    Drain {
+        which: u8,
+        deadline: Option<u8>,
+        terminate: bool,
+        request: Option<u8>,
+    },
     RecoverAgent {
         which: u8,
         request: Option<u8>,
@@ -172,7 +178,9 @@ pub fn step() -> impl Strategy<Value = Step> {
         2 => (0u8..4, prop::option::of(0u8..3)).prop_map(|(which, start)| Step::Lose { which, start }),
         1 => (0u8..4, request()).prop_map(|(which, request)| Step::Cordon { which, request }),
         2 => (0u8..4, request()).prop_map(|(which, request)| Step::Uncordon { which, request }),
-        3 => (0u8..4, request()).prop_map(|(which, request)| Step::RecoverAgent { which, request }),
+        2 => (0u8..4, prop::option::of(0u8..4), any::<bool>(), request()).prop_map(
+            |(which, deadline, terminate, request)| Step::Drain { which, deadline, terminate, request }),
+        6 => (0u8..4, request()).prop_map(|(which, request)| Step::RecoverAgent { which, request }),
         1 => (0u8..4, any::<bool>(), request())
             .prop_map(|(which, fenced, request)| Step::Remove { which, fenced, request }),
         12 => a_create(),
@@ -268,6 +276,12 @@ impl Step {
             }
             Self::Uncordon { which, request } => {
                 with_id(Command::UncordonAgent(id_of_agent(*which)), request)
+            }
+            Self::Drain { which, deadline, terminate, request } => {
+                let agent = id_of_agent(*which);
+                let deadline = deadline.map(|seconds| i64::from(seconds) * SECOND);
+                let (reason, terminate) = ("disk".into(), *terminate);
+                with_id(Command::DrainAgent { agent, reason, deadline, terminate }, request)
             }
             Self::RecoverAgent { which, request } => {
                 with_id(Command::RecoverAgent(id_of_agent(*which)), request)

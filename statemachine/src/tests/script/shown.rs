@@ -124,6 +124,10 @@ impl Stage {
             let ends = record.ends.map_or("with its sandbox".into(), |ends| seconds(Some(ends)));
             format!("request {namespace}/{} ends {ends}", key.id)
         }));
+        for (agent, drain) in state.drains() {
+            let (since, until) = (seconds(Some(drain.since)), seconds(drain.deadline));
+            lines.push(format!("drain {agent} since {since}, until {until}, terminate {}", drain.terminate));
+        }
         for (key, stream) in &state.streams {
             let StreamClient { opened, acknowledged_below, ends } = stream.client;
             let known: Vec<_> = stream.answers.keys().collect();
@@ -201,6 +205,9 @@ fn kind(kind: &EventKind) -> String {
                 if matches!(kind, EventKind::StreamKept { .. }) { "StreamKept" } else { "StreamOpened" };
             let (client, ends) = (stream.client.as_u128(), seconds(Some(*ends)));
             format!("{what} {{ {client}, acknowledged below {acknowledged_below}, ends {ends} }}")
+        }
+        EventKind::AgentDraining { deadline, terminate } => {
+            format!("AgentDraining {{ until {}, terminate {terminate} }}", seconds(*deadline))
         }
         other => format!("{other:?}"),
     }

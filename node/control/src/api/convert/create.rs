@@ -118,8 +118,8 @@ fn read_expiry(fields: &mut Fields, wire: WireExpiry) -> Option<Expiry> {
     }
 }
 
-/// More than 0, at most ten years; nanoseconds.
-fn duration(fields: &mut Fields, field: &str, wire: &WireDuration) -> Option<i64> {
+/// More than 0, at most ten years; nanoseconds. What is not is noted.
+pub(super) fn duration(fields: &mut Fields, field: &str, wire: &WireDuration) -> Option<i64> {
     let nanos = wire
         .seconds
         .checked_mul(NANOS_PER_SECOND)

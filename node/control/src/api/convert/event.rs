@@ -107,6 +107,7 @@ pub(crate) fn event_type(kind: &EventKind) -> v1::EventType {
         EventKind::AgentCordoned => v1::EventType::AgentCordoned,
         EventKind::AgentUncordoned => v1::EventType::AgentUncordoned,
         EventKind::AgentRemoved { .. } => v1::EventType::AgentRemoved,
+        EventKind::AgentDraining { .. } => v1::EventType::AgentDraining,
         EventKind::AgentRecoveryResumed => v1::EventType::AgentRecoveryResumed,
         EventKind::SandboxCreated(_) => v1::EventType::SandboxCreated,
         EventKind::SandboxAllocated { .. } => v1::EventType::SandboxAllocated,
@@ -159,8 +160,13 @@ pub(crate) fn event(revision: Revision, time: Timestamp, event: &Event) -> v1::E
         previous_revision: header.previous,
         ..v1::Event::default()
     };
-    if let EventKind::SandboxFailed { exit_code, .. } = &event.kind {
-        wire.exit_code = *exit_code;
+    match &event.kind {
+        EventKind::SandboxFailed { exit_code, .. } => wire.exit_code = *exit_code,
+        EventKind::AgentDraining { deadline, terminate } => {
+            let deadline = deadline.map_or(0, |time| time.0);
+            wire.drain = Some(v1::Drain { since: 0, deadline, terminate: *terminate });
+        }
+        _ => {}
     }
     if let Some((id, name)) = &subject.sandbox {
         wire.sandbox_id = id.to_string();

@@ -3,10 +3,11 @@
 use sandkeeper_proto::v1;
 use sandkeeper_statemachine::limits::MAX_TEXT_BYTES;
 use sandkeeper_statemachine::{
-    Actor, Agent, AgentId, AgentStatus, CallerId, Capacity, Command, Incarnation, Phase, Rejection, Request,
-    State,
+    Actor, Agent, AgentId, AgentStatus, CallerId, Capacity, Command, Drain, Incarnation, Phase, Rejection,
+    Request, State,
 };
 
+use super::create::duration;
 use super::target::agent_id;
 use super::{Fields, Retention, invalid};
 
@@ -23,6 +24,26 @@ pub(crate) fn cordon(
     let bytes = wire.reason.len();
     fields.require(bytes <= MAX_TEXT_BYTES, "reason", format!("at most {MAX_TEXT_BYTES} bytes, has {bytes}"));
     let command = |agent| Command::CordonAgent { agent, reason: wire.reason };
+    about_agent(fields, &wire.request_id, &wire.agent_id, actor, retention, command)
+}
+
+/// Reads a drain.
+///
+/// # Errors
+/// Every violation.
+pub(crate) fn drain(
+    wire: v1::DrainAgentRequest,
+    actor: Actor,
+    retention: &Retention,
+) -> Result<Request, Rejection> {
+    let mut fields = Fields::default();
+    let (bytes, terminate) = (wire.reason.len(), wire.terminate);
+    fields.require(bytes <= MAX_TEXT_BYTES, "reason", format!("at most {MAX_TEXT_BYTES} bytes, has {bytes}"));
+    let deadline = wire.deadline.and_then(|deadline| {
+        let at_once = deadline == prost_types::Duration::default();
+        if at_once { Some(0) } else { duration(&mut fields, "deadline", &deadline) }
+    });
+    let command = |agent| Command::DrainAgent { agent, reason: wire.reason, deadline, terminate };
     about_agent(fields, &wire.request_id, &wire.agent_id, actor, retention, command)
 }
 
@@ -109,9 +130,15 @@ pub(crate) fn agents<'a>(
     let paused = state.recovery_paused();
     let tell = |told: &Agent| {
         let id = &told.spec.agent_id;
-        agent(told, connection_id(id), paused.contains(id))
+        let drain = state.drain(id).map(drain_of);
+        v1::Agent { drain, ..agent(told, connection_id(id), paused.contains(id)) }
     };
     agents.into_iter().map(tell).collect()
+}
+
+fn drain_of(drain: &Drain) -> v1::Drain {
+    let deadline = drain.deadline.map_or(0, |time| time.0);
+    v1::Drain { since: drain.since.0, deadline, terminate: drain.terminate }
 }
 
 fn agent(agent: &Agent, connection_id: Option<String>, recovery_paused: bool) -> v1::Agent {
@@ -139,6 +166,7 @@ fn agent(agent: &Agent, connection_id: Option<String>, recovery_paused: bool) ->
         reason: agent.reason.clone(),
         lost_since: agent.lost_since.map_or(0, |time| time.0),
         recovery_paused,
+        drain: None,
     }
 }
 
