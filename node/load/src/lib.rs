@@ -5,5 +5,5 @@
 mod load;
 mod rounds;
 
-pub use load::{Found, Load};
+pub use load::{Found, Load, connections};
 pub use rounds::{Row, Summary};

@@ -12,6 +12,14 @@ use tokio::time::{Instant, sleep_until};
 /// Three digits: a thousandth of what is measured.
 const DIGITS: u8 = 3;
 
+/// Callers that share one connection: HTTP/2 has room for more, but one task works off each connection.
+const CALLERS_A_CONNECTION: usize = 32;
+
+/// How many connections so many callers need: one to each server at least.
+pub fn connections(callers: u16, servers: usize) -> usize {
+    usize::from(callers).div_ceil(CALLERS_A_CONNECTION).max(servers)
+}
+
 /// How much is asked for, and how long.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -149,6 +157,11 @@ mod tests {
 
     fn load(rate: Option<u32>) -> Load {
         Load { callers: 2, duration: Duration::from_secs(1), rate }
+    }
+
+    #[test]
+    fn every_server_has_a_connection_and_none_has_too_many_callers() {
+        assert_eq!([1, 64, 97, 256].map(|callers| connections(callers, 3)), [3, 3, 4, 8]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -7,14 +7,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use cluster_tests::Process;
 use etcd_client::{Client, ConnectOptions};
+use sandkeeper_load::{Found, Load, connections};
 use tempfile::TempDir;
 use test_ports::Ports;
 use tokio::time::{sleep, timeout};
 
+use crate::Contestant;
+use crate::etcd_work::EtcdWork;
+
 /// Members.
 const MEMBERS: usize = 3;
-/// Callers that share a connection, as `sandkeeper bench` has it.
-const CALLERS_A_CONNECTION: usize = 32;
 /// Only a cluster that does not come up takes this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks.
@@ -55,12 +57,18 @@ pub async fn version() -> anyhow::Result<String> {
     Ok(text.lines().next().unwrap_or("unknown").replace("etcd Version: ", ""))
 }
 
-impl Etcd {
-    /// A new cluster that has a leader.
-    ///
-    /// # Errors
-    /// If it does not come up.
-    pub async fn start() -> anyhow::Result<Self> {
+impl Contestant for Etcd {
+    const NAME: &'static str = "etcd";
+    type Work = EtcdWork;
+    const WORKS: &'static [(EtcdWork, &'static str)] = &[
+        (EtcdWork::Create, "create"),
+        (EtcdWork::CreateAlone, "create-alone"),
+        (EtcdWork::Put, "put"),
+        (EtcdWork::Get, "get"),
+        (EtcdWork::GetLocal, "get-local"),
+    ];
+
+    async fn start() -> anyhow::Result<Self> {
         let ports = Ports::take(2 * MEMBERS);
         let url = |index: usize| format!("http://{}", ports.socket(index));
         let members: Vec<_> = (0..MEMBERS)
@@ -81,6 +89,39 @@ impl Etcd {
         Ok(etcd)
     }
 
+    async fn run(&mut self, work: EtcdWork, load: Load) -> anyhow::Result<Found> {
+        work.run(self, load).await
+    }
+
+    async fn failover(&mut self, number: u16) -> anyhow::Result<Duration> {
+        let leader = self.leader().await?;
+        let others: Vec<_> = (0..MEMBERS).filter(|index| *index != leader).collect();
+        let mut clients = Vec::new();
+        for index in others {
+            let mut client = connect(&self.members[index].client).await?;
+            client.put("before", "", None).await?;
+            clients.push(client);
+        }
+        let began = Instant::now();
+        // It is dropped, which kills it.
+        self.members[leader].process = None;
+        for attempt in 0.. {
+            let client = &mut clients[attempt % (MEMBERS - 1)];
+            if let Ok(Ok(_)) = timeout(ATTEMPT, client.put(format!("after-{number}"), "", None)).await {
+                break;
+            }
+            if began.elapsed() > PATIENCE {
+                bail!("no write after {PATIENCE:?}");
+            }
+        }
+        let took = began.elapsed();
+        self.start_member(leader);
+        self.leader().await?;
+        Ok(took)
+    }
+}
+
+impl Etcd {
     fn start_member(&mut self, index: usize) {
         let Member { name, client, peer, .. } = &self.members[index];
         let mut command = Command::new(program());
@@ -97,9 +138,8 @@ impl Etcd {
     /// # Errors
     /// If a member can't be reached.
     pub async fn clients(&self, callers: u16) -> anyhow::Result<Vec<Client>> {
-        let count = usize::from(callers).div_ceil(CALLERS_A_CONNECTION).max(MEMBERS);
         let mut clients = Vec::new();
-        for number in 0..count {
+        for number in 0..connections(callers, MEMBERS) {
             clients.push(connect(&self.members[number % MEMBERS].client).await?);
         }
         Ok(clients)
@@ -127,38 +167,6 @@ impl Etcd {
         }
         let agreed = leaders.iter().all(|leader| *leader == leaders[0]);
         if agreed { ids.iter().position(|id| *id == leaders[0]) } else { None }
-    }
-
-    /// Kills the leader with -9: how long it takes until a caller that asks the others by turns has written again. Returns with
-    /// all members back.
-    ///
-    /// # Errors
-    /// If nobody takes over.
-    pub async fn failover(&mut self, number: u16) -> anyhow::Result<Duration> {
-        let leader = self.leader().await?;
-        let others: Vec<_> = (0..MEMBERS).filter(|index| *index != leader).collect();
-        let mut clients = Vec::new();
-        for index in others {
-            let mut client = connect(&self.members[index].client).await?;
-            client.put("before", "", None).await?;
-            clients.push(client);
-        }
-        let began = Instant::now();
-        // It is dropped, which kills it.
-        self.members[leader].process = None;
-        for attempt in 0.. {
-            let client = &mut clients[attempt % (MEMBERS - 1)];
-            if let Ok(Ok(_)) = timeout(ATTEMPT, client.put(format!("after-{number}"), "", None)).await {
-                break;
-            }
-            if began.elapsed() > PATIENCE {
-                bail!("no write after {PATIENCE:?}");
-            }
-        }
-        let took = began.elapsed();
-        self.start_member(leader);
-        self.leader().await?;
-        Ok(took)
     }
 }
 

@@ -50,7 +50,7 @@ struct Known {
 /// What is kept of a sandbox: as much as Sandkeeper's record has.
 #[derive(Serialize)]
 struct Sandbox<'a> {
-    sandbox_id: String,
+    id: String,
     namespace: &'static str,
     name: &'a str,
     phase: &'static str,
@@ -62,20 +62,6 @@ struct Sandbox<'a> {
 }
 
 impl EtcdWork {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Create, Self::CreateAlone, Self::Put, Self::Get, Self::GetLocal];
-
-    /// Its name in the tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::CreateAlone => "create-alone",
-            Self::Put => "put",
-            Self::Get => "get",
-            Self::GetLocal => "get-local",
-        }
-    }
-
     /// One round of it.
     ///
     /// # Errors
@@ -120,7 +106,7 @@ fn key_of_agent(number: u64) -> String {
 fn sandbox(name: &str, agent: &str) -> Vec<u8> {
     let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let sandbox = Sandbox {
-        sandbox_id: uuid::Uuid::new_v4().simple().to_string(),
+        id: uuid::Uuid::new_v4().simple().to_string(),
         namespace: "default",
         name,
         phase: "ALLOCATED",

@@ -24,9 +24,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sandkeeper_load::{Found, Load, Row};
 
 use crate::etcd::Etcd;
-use crate::etcd_work::EtcdWork;
 use crate::failover::Failovers;
-use crate::ours::{OurWork, Ours};
+use crate::ours::Ours;
 use crate::page::Report;
 
 /// The agents that creates are spread over, in both.
@@ -58,6 +57,35 @@ struct Args {
     write: Option<PathBuf>,
 }
 
+/// One of the two: a new cluster, which ends with this.
+trait Contestant: Sized {
+    /// Its name.
+    const NAME: &'static str;
+    /// Kinds of work.
+    type Work: Copy + 'static;
+    /// All of them, with their names in the tables.
+    const WORKS: &'static [(Self::Work, &'static str)];
+
+    /// A new cluster that is ready.
+    ///
+    /// # Errors
+    /// If it does not come up.
+    async fn start() -> anyhow::Result<Self>;
+
+    /// One round of some work.
+    ///
+    /// # Errors
+    /// If the cluster can't be reached.
+    async fn run(&mut self, work: Self::Work, load: Load) -> anyhow::Result<Found>;
+
+    /// Kills the leader with -9: how long it takes until a caller that asks the others has written again. Returns with all members
+    /// started.
+    ///
+    /// # Errors
+    /// If nobody takes over.
+    async fn failover(&mut self, number: u16) -> anyhow::Result<Duration>;
+}
+
 /// What was measured of one of the two.
 #[derive(Debug, Default)]
 struct Measured {
@@ -87,14 +115,14 @@ async fn main() -> anyhow::Result<()> {
         turns.rotate_left(usize::from(round % 2));
         for is_ours in turns {
             if is_ours {
-                measure_ours(&args, &mut ours, &bar).await.context("Sandkeeper")?;
+                measure::<Ours>(&args, &mut ours, &bar).await.context(Ours::NAME)?;
             } else {
-                measure_etcd(&args, &mut theirs, &bar).await.context("etcd")?;
+                measure::<Etcd>(&args, &mut theirs, &bar).await.context(Etcd::NAME)?;
             }
         }
     }
     bar.finish_and_clear();
-    let report = Report::new(&args, etcd_version, &ours, &theirs)?;
+    let report = Report::new(&args, etcd_version, &ours, &theirs);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
@@ -106,37 +134,23 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure_ours(args: &Args, measured: &mut Measured, bar: &ProgressBar) -> anyhow::Result<()> {
-    bar.set_message("Sandkeeper: starting");
-    let mut ours = Ours::start().await?;
-    for work in OurWork::ALL {
+async fn measure<C: Contestant>(
+    args: &Args,
+    measured: &mut Measured,
+    bar: &ProgressBar,
+) -> anyhow::Result<()> {
+    bar.set_message(format!("{}: starting", C::NAME));
+    let mut contestant = C::start().await?;
+    for (work, name) in C::WORKS {
         for callers in &args.concurrency {
-            bar.set_message(format!("Sandkeeper: {} by {callers}", work.name()));
-            measured.note(work.name(), *callers, ours.run(work, load(args, *callers)).await?);
+            bar.set_message(format!("{}: {name} by {callers}", C::NAME));
+            measured.note(name, *callers, contestant.run(*work, load(args, *callers)).await?);
             bar.inc(1);
         }
     }
     for kill in 0..args.kills {
-        bar.set_message("Sandkeeper: killing the leader");
-        measured.failovers.note(ours.failover(kill).await?);
-        bar.inc(1);
-    }
-    Ok(())
-}
-
-async fn measure_etcd(args: &Args, measured: &mut Measured, bar: &ProgressBar) -> anyhow::Result<()> {
-    bar.set_message("etcd: starting");
-    let mut etcd = Etcd::start().await?;
-    for work in EtcdWork::ALL {
-        for callers in &args.concurrency {
-            bar.set_message(format!("etcd: {} by {callers}", work.name()));
-            measured.note(work.name(), *callers, work.run(&etcd, load(args, *callers)).await?);
-            bar.inc(1);
-        }
-    }
-    for kill in 0..args.kills {
-        bar.set_message("etcd: killing the leader");
-        measured.failovers.note(etcd.failover(kill).await?);
+        bar.set_message(format!("{}: killing the leader", C::NAME));
+        measured.failovers.note(contestant.failover(kill).await?);
         bar.inc(1);
     }
     Ok(())
@@ -147,7 +161,7 @@ fn load(args: &Args, callers: u16) -> Load {
 }
 
 fn progress(args: &Args) -> ProgressBar {
-    let works = (OurWork::ALL.len() + EtcdWork::ALL.len()) * args.concurrency.len();
+    let works = (Ours::WORKS.len() + Etcd::WORKS.len()) * args.concurrency.len();
     let steps = u64::from(args.rounds) * (works as u64 + 2 * u64::from(args.kills));
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {elapsed} {msg}")
         .expect("the template is a constant that is well-formed");

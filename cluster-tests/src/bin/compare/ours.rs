@@ -7,12 +7,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use cluster_tests::{Cluster, ClusterOptions, by_id, shell};
 use sandkeeper_client::{Client, v1};
-use sandkeeper_load::{Found, Load};
+use sandkeeper_load::{Found, Load, connections};
 
-use crate::{AGENTS, SLOTS};
-
-/// Callers that share a connection, as `sandkeeper bench` has it.
-const CALLERS_A_CONNECTION: usize = 32;
+use crate::{AGENTS, Contestant, SLOTS};
 
 /// Kinds of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,32 +22,19 @@ pub enum OurWork {
     GetLocal,
 }
 
-impl OurWork {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Create, Self::Get, Self::GetLocal];
-
-    /// Its name in the tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Get => "get",
-            Self::GetLocal => "get-local",
-        }
-    }
-}
-
 /// The cluster. It ends with this.
 pub struct Ours {
     cluster: Cluster,
     names: Arc<AtomicU64>,
 }
 
-impl Ours {
-    /// A new cluster, with all its agents there.
-    ///
-    /// # Errors
-    /// If they do not come.
-    pub async fn start() -> anyhow::Result<Self> {
+impl Contestant for Ours {
+    const NAME: &'static str = "Sandkeeper";
+    type Work = OurWork;
+    const WORKS: &'static [(OurWork, &'static str)] =
+        &[(OurWork::Create, "create"), (OurWork::Get, "get"), (OurWork::GetLocal, "get-local")];
+
+    async fn start() -> anyhow::Result<Self> {
         let words = format!("--runtime simulated --count {AGENTS}");
         let options = ClusterOptions {
             agents: 1,
@@ -69,11 +53,7 @@ impl Ours {
         Ok(Self { cluster, names: Arc::default() })
     }
 
-    /// One round of some work.
-    ///
-    /// # Errors
-    /// If the cluster can't be reached.
-    pub async fn run(&mut self, work: OurWork, load: Load) -> anyhow::Result<Found> {
+    async fn run(&mut self, work: Self::Work, load: Load) -> anyhow::Result<Found> {
         let clients = self.clients(load.callers);
         let consistency = match work {
             OurWork::GetLocal => v1::Consistency::Local,
@@ -100,11 +80,7 @@ impl Ours {
         Ok(found.await?)
     }
 
-    /// Kills the leader with -9: how long it takes until the product's client has created again. Returns with all nodes back.
-    ///
-    /// # Errors
-    /// If nobody takes over.
-    pub async fn failover(&mut self, number: u16) -> anyhow::Result<Duration> {
+    async fn failover(&mut self, number: u16) -> anyhow::Result<Duration> {
         self.cluster.wait_ready().await;
         let leader = self.cluster.wait_leader().await;
         let count = self.cluster.nodes.len();
@@ -118,7 +94,9 @@ impl Ours {
         self.cluster.start_node(leader);
         Ok(took)
     }
+}
 
+impl Ours {
     fn name(&self) -> String {
         next(&self.names)
     }
@@ -126,9 +104,8 @@ impl Ours {
     /// Clients enough for so many callers. Each begins with another node.
     fn clients(&self, callers: u16) -> Vec<Client> {
         let nodes = self.cluster.nodes.len();
-        let count = usize::from(callers).div_ceil(CALLERS_A_CONNECTION).max(nodes);
         let order = |first: usize| (0..nodes).map(|step| (first + step) % nodes).collect::<Vec<_>>();
-        (0..count).map(|number| self.cluster.client_of(&order(number))).collect()
+        (0..connections(callers, nodes)).map(|number| self.cluster.client_of(&order(number))).collect()
     }
 }
 

@@ -36,11 +36,11 @@ const PAIRS: [(&str, &str); 5] = [
 
 impl Report {
     /// Of both.
-    pub fn new(args: &Args, etcd: String, ours: &Measured, theirs: &Measured) -> anyhow::Result<Self> {
+    pub fn new(args: &Args, etcd: String, ours: &Measured, theirs: &Measured) -> Self {
         let summaries = |measured: &Measured| measured.rows.iter().map(Row::summary).collect();
         let rest: Vec<_> = std::env::args().skip(1).collect();
         let command = "cargo run --release -p cluster-tests --features etcd --bin compare --";
-        Ok(Self {
+        Self {
             machine: Machine::this(),
             date: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
             sandkeeper: env!("CARGO_PKG_VERSION").to_owned(),
@@ -52,7 +52,7 @@ impl Report {
             theirs: summaries(theirs),
             our_failover: ours.failovers.summary(),
             their_failover: theirs.failovers.summary(),
-        })
+        }
     }
 
     /// In Markdown.

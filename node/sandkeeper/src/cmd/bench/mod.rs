@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use sandkeeper_client::Client;
-use sandkeeper_load::{Load, Row, Summary};
+use sandkeeper_load::{Load, Row, Summary, connections};
 use uuid::Uuid;
 
 use self::report::table;
@@ -18,9 +18,6 @@ use crate::cli::{Context, Globals};
 use crate::error::CliError;
 use crate::output::{Output, note, text};
 use crate::parse;
-
-/// Callers that share one connection: HTTP/2 has room for more, but one task works off each connection.
-const CALLERS_A_CONNECTION: usize = 32;
 
 /// Measure a cluster: what it does a second, and how quickly it answers
 ///
@@ -122,7 +119,7 @@ fn show(rows: &[Summary], output: Output) -> Result<(), CliError> {
 fn clients(args: &BenchArgs, context: &Context) -> Result<Vec<Client>, CliError> {
     let most = args.concurrency.iter().copied().max().unwrap_or(1);
     let servers: Vec<String> = context.client.servers().map(str::to_owned).collect();
-    let connections = usize::from(most).div_ceil(CALLERS_A_CONNECTION).max(servers.len());
+    let connections = connections(most, servers.len());
     let rotated = |by: usize| {
         let (mut servers, by) = (servers.clone(), by % servers.len().max(1));
         servers.rotate_left(by);
