@@ -47,10 +47,12 @@ pub(super) fn sled_file_bytes(dir: &Path) -> Result<u64, StorageError> {
     fs::metadata(&path).map(|data| data.len()).map_err(failed("read the length of", &path))
 }
 
-/// What the operating system says to sled is about its data file. sled keeps of it only the kind, and a text.
+/// What the operating system says to sled is about its data file, unless it misses a file: then sled does not say which of its
+/// folder. sled keeps of the error only the kind, and a text.
 fn sled_failed(action: &'static str, dir: &Path, source: sled::Error) -> StorageError {
     let error = match source {
         sled::Error::Io(error) => match error.kind() {
+            io::ErrorKind::NotFound => return failed(action, dir)(error),
             io::ErrorKind::StorageFull => Errno::ENOSPC.into(),
             io::ErrorKind::QuotaExceeded => Errno::EDQUOT.into(),
             io::ErrorKind::ReadOnlyFilesystem => Errno::EROFS.into(),
